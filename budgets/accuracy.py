@@ -1,0 +1,318 @@
+"""Metrics over a variant's outputs, and how they compare with the source's on the same samples.
+
+A metric first turns outputs and labels into one row of statistics a sample, then reduces rows to a
+number. Confidence intervals reduce subsets of the same rows, so that every metric has one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optimize.budgets.budget import Floor
+from optimize.errors import InputError
+
+Array = NDArray[Any]
+# One array a sample for every output of the model, in the model's order of outputs.
+Outputs = Mapping[str, Sequence[Array]]
+RESAMPLES = 1000
+SLOW_RESAMPLES = 200  # a user's own function may take milliseconds a call
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Statistics of one model on all samples.
+
+    Attributes:
+        rows: one row a sample, shape (samples, ...).
+        reduce: turns rows (any subset, in any order) into the metric's value.
+        resamples: how many bootstrap resamples are affordable.
+    """
+
+    rows: Array
+    reduce: Callable[[Array], float]
+    resamples: int = RESAMPLES
+
+    @property
+    def value(self) -> float:
+        """The metric over all samples."""
+        return float(self.reduce(self.rows))
+
+    @property
+    def binary(self) -> bool:
+        """Whether the value is a mean of zeros and ones, which has exact intervals."""
+        return self.reduce is _mean and bool(np.isin(self.rows, (0, 1)).all())
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A measure of accuracy.
+
+    Attributes:
+        name: as it is written in a floor.
+        score: (outputs, labels, the source's outputs) -> scores.
+        higher_is_better: False for errors such as mae.
+        needs_labels: False if the source's outputs are the standard.
+    """
+
+    name: str
+    score: Callable[[Outputs, Array | None, Outputs], Scores]
+    higher_is_better: bool = True
+    needs_labels: bool = True
+
+    def gain(self, value: float, than: float) -> float:
+        """How much better ``value`` is than ``than``, in the metric's unit."""
+        return value - than if self.higher_is_better else than - value
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A variant's metric beside the source's, on the same samples.
+
+    Attributes:
+        metric: its name.
+        value: over all samples.
+        low, high: confidence interval of the value.
+        samples: how many samples were evaluated.
+        source_value: the source model's value.
+        change: value - source_value.
+        change_low, change_high: paired confidence interval of the change.
+        higher_is_better: which way is up.
+    """
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    samples: int
+    source_value: float
+    change: float
+    change_low: float
+    change_high: float
+    higher_is_better: bool = True
+
+    def meets(self, floor: Floor, strict: bool = False) -> bool | None:
+        """Whether the floor holds; None if ``strict`` and the interval leaves it open.
+
+        By default point estimates are compared. ``strict`` demands that the worse end of the
+        interval (of the value for absolute floors, of the change for drops) holds too.
+        """
+        if not strict:
+            return self._reaches(floor, self.value, self.change)
+        ends = ((self.low, self.change_low), (self.high, self.change_high))
+        met = [self._reaches(floor, value, change) for value, change in ends]
+        return met[0] if met[0] == met[1] else None
+
+    def limit(self, floor: Floor) -> float:
+        """The value of the metric at which the floor lies."""
+        if floor.kind == "absolute":
+            return floor.value
+        drop = floor.value * (abs(self.source_value) if floor.kind == "relative" else 1.0)
+        return self.source_value - drop if self.higher_is_better else self.source_value + drop
+
+    def _reaches(self, floor: Floor, value: float, change: float) -> bool:
+        reached = value if floor.kind == "absolute" else self.source_value + change
+        margin = reached - self.limit(floor)
+        return (margin if self.higher_is_better else -margin) >= -1e-9  # rounding of decimals
+
+
+def compare(metric: Metric, variant: Scores, source: Scores, confidence: float) -> Accuracy:
+    """Set a variant's scores beside the source's, with intervals at ``confidence``.
+
+    Zeros and ones get exact binomial intervals; a change of such a mean is the difference of the
+    shares of samples won and lost, each bounded at half the error (never empty, even if no sample
+    changed). All else gets a paired percentile bootstrap with a fixed seed.
+
+    Raises:
+        InputError: the metric is not a finite number.
+    """
+    values = [_finite(metric.name, scores.value) for scores in (variant, source)]
+    if variant.binary and source.binary:
+        interval, change = _exact(variant.rows, source.rows, confidence)
+    else:
+        interval, change = _bootstrap(variant, source, confidence)
+    return Accuracy(
+        metric=metric.name,
+        value=values[0],
+        low=interval[0],
+        high=interval[1],
+        samples=len(variant.rows),
+        source_value=values[1],
+        change=values[0] - values[1],
+        change_low=change[0],
+        change_high=change[1],
+        higher_is_better=metric.higher_is_better,
+    )
+
+
+def custom(name: str, function: Callable[[Any, Any], float]) -> Metric:
+    """A metric from a user's ``function(outputs, labels) -> float``; higher is better.
+
+    The function is given the outputs stacked over the samples (a list where shapes differ), in a
+    dictionary by name if the model has several.
+    """
+
+    def score(outputs: Outputs, labels: Array | None, reference: Outputs) -> Scores:
+        def reduce(rows: Array) -> float:
+            stacked = {key: _stack([arrays[i] for i in rows]) for key, arrays in outputs.items()}
+            given = next(iter(stacked.values())) if len(stacked) == 1 else stacked
+            return float(function(given, None if labels is None else labels[rows]))
+
+        count = len(next(iter(outputs.values())))
+        return Scores(np.arange(count), reduce, SLOW_RESAMPLES)
+
+    return Metric(name, score, needs_labels=False)
+
+
+def _top(k: int) -> Callable[[Outputs, Array | None, Outputs], Scores]:
+    def score(outputs: Outputs, labels: Array | None, reference: Outputs) -> Scores:
+        rows = []
+        for logits, label in _labelled(outputs, labels):
+            classes = _classes_last(logits, label)
+            best = np.argsort(-classes, axis=-1, kind="stable")[..., :k]
+            rows.append(np.mean(np.any(best == label[..., None], axis=-1)))
+        return Scores(np.array(rows, np.float64), _mean)
+
+    return score
+
+
+def _f1(outputs: Outputs, labels: Array | None, reference: Outputs) -> Scores:
+    rows = []
+    for logits, label in _labelled(outputs, labels):
+        guess = _classes_last(logits, label).argmax(-1)
+        rows.append(np.stack([guess.reshape(-1), label.reshape(-1)], axis=-1))
+    if len({row.shape for row in rows}) > 1:
+        raise InputError("metric f1 needs the same number of labels in every sample")
+    return Scores(np.stack(rows), _macro_f1)
+
+
+def _error(power: int) -> Callable[[Outputs, Array | None, Outputs], Scores]:
+    def score(outputs: Outputs, labels: Array | None, reference: Outputs) -> Scores:
+        rows = []
+        for value, label in _labelled(outputs, labels):
+            if value.size != label.size:
+                raise InputError(
+                    f"an output of shape {value.shape} cannot be compared "
+                    f"with a label of shape {label.shape}"
+                )
+            difference = value.astype(np.float64).reshape(-1) - label.reshape(-1)
+            rows.append(np.mean(np.abs(difference) ** power))
+        return Scores(np.array(rows, np.float64), _mean if power == 1 else _root_mean)
+
+    return score
+
+
+def _cosine(outputs: Outputs, labels: Array | None, reference: Outputs) -> Scores:
+    # The worst output counts: an embedding must not hide behind a pooled output that survived.
+    per_output = [
+        [_similarity(a, b) for a, b in zip(outputs[name], reference[name], strict=True)]
+        for name in outputs
+    ]
+    return Scores(np.min(np.array(per_output, np.float64), axis=0), _mean)
+
+
+METRICS: Mapping[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("top1", _top(1)),
+        Metric("top5", _top(5)),
+        Metric("f1", _f1),
+        Metric("mae", _error(1), higher_is_better=False),
+        Metric("rmse", _error(2), higher_is_better=False),
+        Metric("cosine", _cosine, needs_labels=False),
+    )
+}
+
+
+def _similarity(a: Array, b: Array) -> float:
+    if a.shape != b.shape:
+        return 0.0
+    x, y = a.astype(np.float64).reshape(-1), b.astype(np.float64).reshape(-1)
+    if np.array_equal(x, y):
+        return 1.0
+    scale = float(np.linalg.norm(x) * np.linalg.norm(y))
+    return float(x @ y) / scale if scale > 0 else 0.0
+
+
+def _labelled(outputs: Outputs, labels: Array | None) -> list[tuple[Array, Array]]:
+    if labels is None:
+        raise InputError("the metric needs labels, and the data has none")
+    first = next(iter(outputs.values()))
+    return list(zip(map(np.asarray, first), map(np.asarray, labels), strict=True))
+
+
+def _classes_last(logits: Array, label: Array) -> Array:
+    """Move the axis of classes last: it is the one that the label's shape lacks."""
+    for axis in range(logits.ndim - 1, -1, -1):
+        if logits.shape[:axis] + logits.shape[axis + 1 :] == label.shape and logits.shape[axis] > 1:
+            return np.moveaxis(logits, axis, -1)
+    raise InputError(
+        f"an output of shape {logits.shape} has no scores of two or more classes "
+        f"for a label of shape {label.shape}"
+    )
+
+
+def _mean(rows: Array) -> float:
+    return float(rows.mean())
+
+
+def _root_mean(rows: Array) -> float:
+    return math.sqrt(float(rows.mean()))
+
+
+def _macro_f1(rows: Array) -> float:
+    guess, label = rows.reshape(-1, 2).T
+    present, codes = np.unique(np.concatenate([guess, label]), return_inverse=True)
+    guess, label = codes[: guess.size], codes[guess.size :]
+    hits = np.bincount(label[guess == label], minlength=present.size)
+    total = np.bincount(guess, minlength=present.size) + np.bincount(label, minlength=present.size)
+    return float(np.mean(2 * hits / total))
+
+
+def _stack(arrays: list[Array]) -> Any:
+    return np.stack(arrays) if len({array.shape for array in arrays}) == 1 else arrays
+
+
+def _finite(name: str, value: float) -> float:
+    if not math.isfinite(value):
+        raise InputError(f"metric {name} gave {value}, which is no finite number")
+    return value
+
+
+Interval = tuple[float, float]
+
+
+def _binomial(hits: int, n: int, error: float) -> Interval:
+    """Clopper-Pearson interval of a share, ``error`` split over both sides."""
+    from scipy.special import betaincinv
+
+    low = float(betaincinv(hits, n - hits + 1, error / 2)) if hits else 0.0
+    high = float(betaincinv(hits + 1, n - hits, 1 - error / 2)) if hits < n else 1.0
+    return low, high
+
+
+def _exact(variant: Array, source: Array, confidence: float) -> tuple[Interval, Interval]:
+    n, error = len(variant), 1 - confidence
+    won = _binomial(int(np.count_nonzero(variant > source)), n, error / 2)
+    lost = _binomial(int(np.count_nonzero(variant < source)), n, error / 2)
+    value = _binomial(int(np.count_nonzero(variant)), n, error)
+    return value, (won[0] - lost[1], won[1] - lost[0])
+
+
+def _bootstrap(variant: Scores, source: Scores, confidence: float) -> tuple[Interval, Interval]:
+    rng = np.random.default_rng(0)
+    n = len(variant.rows)
+    pairs = []
+    for _ in range(min(variant.resamples, source.resamples)):
+        index = rng.integers(0, n, n)
+        pairs.append((variant.reduce(variant.rows[index]), source.reduce(source.rows[index])))
+    values, sources = np.array(pairs, np.float64).T
+    ends = [(1 - confidence) / 2, (1 + confidence) / 2]
+    low, high = np.quantile(values, ends)
+    change_low, change_high = np.quantile(values - sources, ends)
+    return (float(low), float(high)), (float(change_low), float(change_high))

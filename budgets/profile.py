@@ -1,0 +1,100 @@
+"""Latency samples of one variant, and the percentiles and bounds that they support."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Calls that were timed in one go, in one process.
+
+    Attributes:
+        samples_ns: end-to-end latency of each call in order, int64, shape (calls,), nanoseconds.
+        process: which of the variant's processes ran them, from 0.
+        started_ns: when the block began, on the controller's monotonic clock.
+        disturbance: what disturbed the machine meanwhile; None for a clean block.
+    """
+
+    samples_ns: NDArray[np.int64]
+    process: int = 0
+    started_ns: int = 0
+    disturbance: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """All that was measured of one variant's latency.
+
+    Attributes:
+        blocks: the timed calls, in the order in which they ran.
+        load_ns: time to create the session.
+        first_call_ns: time of the first call of all.
+        warmup_calls: calls thrown away before the first block.
+        steady: whether the warm-up's steadiness rule was met.
+    """
+
+    blocks: tuple[Block, ...]
+    load_ns: int = 0
+    first_call_ns: int = 0
+    warmup_calls: int = 0
+    steady: bool = True
+    samples_ns: NDArray[np.int64] = field(init=False, repr=False)
+    clean_ns: NDArray[np.int64] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "samples_ns", _joined(self.blocks))
+        clean = tuple(block for block in self.blocks if block.disturbance is None)
+        object.__setattr__(self, "clean_ns", _joined(clean))
+
+    def percentile_ns(self, share: float) -> float:
+        """The nearest-rank percentile: the smallest sample with ``share`` of all at or below it.
+
+        Raises:
+            ValueError: there are no samples.
+        """
+        if self.samples_ns.size == 0:
+            raise ValueError("no samples, hence no percentile")
+        ordered = np.sort(self.samples_ns)
+        # The guard absorbs rounding such as 0.95 * 100 = 95.00000000000001.
+        return float(ordered[max(0, math.ceil(share * ordered.size - 1e-9) - 1)])
+
+
+def _joined(blocks: tuple[Block, ...]) -> NDArray[np.int64]:
+    return np.concatenate([np.empty(0, np.int64), *(block.samples_ns for block in blocks)])
+
+
+def percentile_bounds(
+    samples_ns: NDArray[np.int64], share: float, confidence: float
+) -> tuple[float | None, float | None]:
+    """One-sided lower and upper bounds of a percentile, each at ``confidence``.
+
+    They are order statistics chosen by the exact binomial distribution: with F the share of calls
+    at or below the true percentile, the r-th smallest sample is a lower bound if
+    P(Bin(n, share) <= r - 1) <= 1 - confidence, and the (k+1)-th largest an upper bound if
+    P(Bin(n, 1 - share) <= k) <= 1 - confidence (David & Nagaraja, Order Statistics, 7.1).
+
+    Args:
+        samples_ns: independent samples, shape (n,).
+        share: the percentile as a share, 0.99 for p99.
+        confidence: of each bound, in (0.5, 1).
+
+    Returns:
+        The bounds in the samples' unit; None where n is too small for one.
+    """
+    from scipy.special import bdtr
+
+    ordered = np.sort(samples_ns)
+    n = ordered.size
+    if n == 0:
+        return None, None
+    counts = np.arange(n)
+    below = int(np.count_nonzero(bdtr(counts, n, share) <= 1 - confidence))
+    over = int(np.count_nonzero(bdtr(counts, n, 1 - share) <= 1 - confidence))
+    lower = float(ordered[below - 1]) if below else None
+    upper = float(ordered[n - over]) if over else None
+    return lower, upper

@@ -1,0 +1,125 @@
+"""A sequential test of "at most a share q0 of the calls exceeds the limit".
+
+With q = P(latency > limit), q0 = 0.01 for a p99, n calls and k of them over the limit, the test
+martingale is a mixture of likelihood ratios of Bernoulli(q_j) against Bernoulli(q0):
+
+    E(n, k) = sum_j w_j (q_j / q0)^k ((1 - q_j) / (1 - q0))^(n - k)
+
+With every q_j below q0 it is a supermartingale under q >= q0, with every q_j above q0 under
+q <= q0, so by Ville's inequality P(E ever reaches 1/alpha) <= alpha: it may be looked at after
+every call. See docs/decisions/0002-verdict.md and Ramdas et al., "Game-theoretic statistics and
+safe anytime-valid inference" (2023).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Decision = Literal["accept", "reject", "undecided"]
+
+# Alternatives as multiples of q0, and their weights. Half the weight on "never exceeds" lets a
+# variant with head room pass after about 500 calls; the others keep power close to the limit.
+_BELOW = ((0.0, 0.5), (0.1, 0.2), (0.2, 0.1), (0.4, 0.1), (0.6, 0.1))
+_ABOVE = (1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0)
+
+
+@dataclass(frozen=True)
+class TailTest:
+    """The test of one latency budget.
+
+    Attributes:
+        tail: q0, the share of calls that may exceed the limit; in (0, 1).
+        alpha: bound on the probability to accept although q >= q0.
+        beta: bound on the probability to reject although q <= q0.
+    """
+
+    tail: float
+    alpha: float
+    beta: float
+
+    def log_accept(self, calls: int, over: int) -> float:
+        """Natural logarithm of the evidence that q < q0."""
+        return _log_mixture(self.tail, [(m * self.tail, w) for m, w in _BELOW], calls, over)
+
+    def log_reject(self, calls: int, over: int) -> float:
+        """Natural logarithm of the evidence that q > q0."""
+        shares = sorted({min(1.0, m * self.tail) for m in _ABOVE})
+        return _log_mixture(self.tail, [(q, 1 / len(shares)) for q in shares], calls, over)
+
+    def accepts(self, calls: int, over: int, inflation: float = 1.0) -> bool:
+        """Whether the evidence that q < q0 reaches 1/alpha.
+
+        ``inflation`` (>= 1) is the variance inflation of autocorrelated calls; it tempers the
+        evidence, ln E / inflation.
+        """
+        return self.log_accept(calls, over) / inflation >= -math.log(self.alpha)
+
+    def rejects(self, calls: int, over: int, inflation: float = 1.0) -> bool:
+        """Whether the evidence that q > q0 reaches 1/beta; ``inflation`` as in :meth:`accepts`."""
+        return self.log_reject(calls, over) / inflation >= -math.log(self.beta)
+
+    def calls_to_accept(self, calls: int, over: int, inflation: float = 1.0) -> int | None:
+        """How many further calls would accept if exceedances went on at the rate seen so far.
+
+        None if that rate is so close to q0, or above it, that a million would not.
+        """
+        rate = over / calls if calls else 0.0
+        low, high = 0, 1_000_000
+        if not self._accepts_at(calls, over, high, rate, inflation):
+            return None
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._accepts_at(calls, over, middle, rate, inflation):
+                high = middle
+            else:
+                low = middle
+        return high
+
+    def _accepts_at(
+        self, calls: int, over: int, more: int, rate: float, inflation: float
+    ) -> bool:
+        return self.accepts(calls + more, over + round(rate * more), inflation)
+
+
+def variance_inflation(samples: NDArray[np.int64]) -> float:
+    """Variance inflation of the indicator {x > the samples' own p90}, by batch means.
+
+    The mean of autocorrelated calls varies more than that of independent ones; the ratio, with
+    batches of sqrt(n) calls, is what the evidence is tempered by. Never below 1.
+
+    Args:
+        samples: latencies in the order in which they were measured, shape (n,), any unit.
+    """
+    size = math.isqrt(samples.size)
+    if size < 4:
+        return 1.0
+    high = (samples > np.quantile(samples, 0.9)).astype(np.float64)
+    variance = float(high.var())
+    if variance == 0:
+        return 1.0
+    means = high[: size * (high.size // size)].reshape(-1, size).mean(axis=1)
+    return max(1.0, size * float(means.var(ddof=1)) / variance)
+
+
+def _log_mixture(
+    null: float, alternatives: list[tuple[float, float]], calls: int, over: int
+) -> float:
+    terms = [
+        math.log(weight) + _times(over, q, null) + _times(calls - over, 1 - q, 1 - null)
+        for q, weight in alternatives
+    ]
+    peak = max(terms)
+    if peak == -math.inf:
+        return -math.inf
+    return peak + math.log(sum(math.exp(term - peak) for term in terms))
+
+
+def _times(count: int, share: float, null: float) -> float:
+    if count == 0:
+        return 0.0  # 0 * log 0 is 0 here: an outcome that did not occur weighs nothing
+    return count * math.log(share / null) if share > 0 else -math.inf

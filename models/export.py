@@ -1,0 +1,334 @@
+"""Torch programs to ONNX: routes are tried in order, each checked against the source's outputs."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optimize.errors import InputError, first_cause
+from optimize.models import huggingface
+from optimize.models.data import Dataset, fit
+from optimize.models.model import FILE_NAME, Model, TensorSpec
+from optimize.models.run import Difference, difference, run
+from optimize.models.source import Loaded
+
+# Exporters reorder float32 arithmetic; beyond this share of an output's largest magnitude the
+# graph computes something else.
+TOLERANCE = 1e-3
+CHECKED_SAMPLES = 4
+_SIDE_FILE_ABOVE = 2**31 - 2**26  # protobuf's limit is 2 GiB
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported model and how faithful it is.
+
+    Attributes:
+        model: the ONNX model.
+        route: how it was exported.
+        difference: to the source's own outputs on real samples.
+        data: the samples, fitted to the model's inputs.
+        notes: routes that did not work and why.
+    """
+
+    model: Model
+    route: str
+    difference: Difference
+    data: Dataset
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Example:
+    """What the exporters are given: named tensors, and which of their axes may vary."""
+
+    names: tuple[str, ...]
+    args: tuple[Any, ...]
+    dynamic: tuple[tuple[int, ...], ...]
+    output_names: tuple[str, ...]
+
+
+def input_specs(loaded: Loaded) -> tuple[TensorSpec, ...]:
+    """The inputs' types and shapes, where the source itself knows them; else empty."""
+    if loaded.source.kind == "onnx":
+        return Model.read(loaded.source.path).signature.inputs
+    if loaded.source.kind == "exported_program":
+        return tuple(_placeholder_specs(loaded.program))
+    if loaded.source.kind == "huggingface" and loaded.inputs[0] == "input_ids":
+        return tuple(
+            TensorSpec(name, "int64", ("batch", "sequence"))
+            for name in loaded.inputs
+            if name in ("input_ids", "attention_mask", "token_type_ids")
+        )
+    return ()
+
+
+def export(
+    loaded: Loaded, data: Dataset, specs: Sequence[TensorSpec], folder: Path
+) -> Exported:
+    """Export a loaded source into ``folder``, or take an ONNX source as it is.
+
+    Axis 0 stays dynamic where the samples are batched, as does every axis along which the samples
+    differ or that a specification names by a symbol.
+
+    Args:
+        loaded: the source.
+        data: samples that name the inputs; their shapes need not be fitted yet.
+        specs: types and shapes of the inputs, where known.
+        folder: receives ``model.onnx``.
+
+    Raises:
+        InputError: the data does not fit, or no route gives a faithful model.
+    """
+    if loaded.source.kind == "onnx":
+        model = Model.read(loaded.source.path)
+        return Exported(model, "as given", Difference(), fit(data, model.signature.inputs))
+    import torch
+
+    with torch.no_grad(), _quiet():
+        bound, reference = _bind(loaded, data, specs)
+        example = _example(loaded, bound, specs)
+        return _first_route(loaded, bound, reference, example, folder)
+
+
+def _first_route(
+    loaded: Loaded,
+    data: Dataset,
+    reference: list[list[Any]],
+    example: _Example,
+    folder: Path,
+) -> Exported:
+    notes: list[str] = []
+    path = folder / FILE_NAME
+    for name, route in _routes(loaded):
+        try:
+            route(loaded, example, path)
+            model = Model.read(path)
+            fitted = fit(data, model.signature.inputs)
+            checked = run(model, fitted.take(range(len(reference))))
+        except Exception as error:
+            notes.append(f"{name}: {first_cause(error, 160)}")
+            continue
+        outputs = [spec.name for spec in model.signature.outputs]
+        distance = difference(checked, [_named(outputs, values) for values in reference])
+        if distance.relative <= TOLERANCE:
+            return Exported(model, name, distance, fitted, tuple(notes))
+        notes.append(f"{name}: its outputs differ by {distance}")
+    tried = "; ".join(notes)
+    raise InputError(f"{loaded.source.path} cannot be exported to ONNX: {tried}")
+
+
+def _named(names: list[str], values: list[Any]) -> dict[str, Any]:
+    # A length that differs shows as a missing output, hence as an infinite difference.
+    padded = [*values, *[None] * (len(names) - len(values))]
+    return dict(zip(names, padded, strict=False))
+
+
+Route = Callable[[Loaded, _Example, Path], None]
+
+
+def _routes(loaded: Loaded) -> list[tuple[str, Route]]:
+    if loaded.source.kind == "torchscript":
+        return [
+            ("torch.onnx.export of the script", _script_route),
+            ("torch.onnx.export of the script converted to a program", _converted_route),
+        ]
+    if loaded.source.kind == "exported_program":
+        return [("torch.onnx.export of the exported program", _dynamo_route)]
+    return [
+        ("torch.onnx.export (dynamo)", _dynamo_route),
+        ("torch.onnx.export (trace)", _script_route),
+    ]
+
+
+def _dynamo_route(loaded: Loaded, example: _Example, path: Path) -> None:
+    import torch
+
+    if loaded.source.kind == "exported_program":
+        program = torch.onnx.export(loaded.program, (), dynamo=True, verbose=False)
+    else:
+        auto = torch.export.Dim.AUTO
+        shapes: Any = tuple({axis: auto for axis in axes} for axes in example.dynamic)
+        if loaded.source.kind == "huggingface":
+            shapes = (shapes,)  # its forward takes *args, which torch.export sees as one argument
+        program = torch.onnx.export(
+            loaded.program,
+            example.args,
+            input_names=list(example.names),
+            output_names=list(example.output_names) or None,
+            dynamic_shapes=shapes,
+            dynamo=True,
+            verbose=False,
+        )
+    if program is None:
+        raise InputError("torch.onnx.export gave no program")
+    size = sum(value.const_value.nbytes for value in program.model.graph.initializers.values()
+               if value.const_value is not None)
+    program.save(str(path), external_data=size > _SIDE_FILE_ABOVE)
+
+
+def _script_route(loaded: Loaded, example: _Example, path: Path) -> None:
+    import torch
+
+    axes = {
+        name: {axis: f"{name}_{axis}" for axis in dynamic}
+        for name, dynamic in zip(example.names, example.dynamic, strict=True)
+    }
+    batched = all(0 in dynamic for dynamic in example.dynamic)
+    axes.update({name: {0: "batch"} for name in example.output_names if batched})
+    torch.onnx.export(
+        loaded.program,
+        example.args,
+        str(path),
+        input_names=list(example.names),
+        output_names=list(example.output_names) or None,
+        dynamic_axes=axes,
+        dynamo=False,
+        opset_version=18,
+    )
+
+
+def _converted_route(loaded: Loaded, example: _Example, path: Path) -> None:
+    from torch._export.converter import TS2EPConverter  # type: ignore[attr-defined]
+
+    program = TS2EPConverter(loaded.program, example.args, {}).convert()
+    source = replace(loaded.source, kind="exported_program")
+    _dynamo_route(replace(loaded, source=source, program=program), example, path)
+
+
+def _bind(
+    loaded: Loaded, data: Dataset, specs: Sequence[TensorSpec]
+) -> tuple[Dataset, list[list[Any]]]:
+    """Name and fit the samples, and run the source on the first few.
+
+    Where no specification tells whether the first axis of an array is the batch, the source
+    itself does: whichever reading it accepts.
+    """
+    named = _name_inputs(loaded, data)
+    if specs:
+        fitted = fit(named, [spec for spec in specs if spec.name in named.inputs])
+        return fitted, _reference(loaded, fitted)
+    sliced = replace(
+        named,
+        inputs={k: [a[None] for a in arrays] for k, arrays in named.inputs.items()},
+        batch_first=True,
+    )
+    # Samples of one file were cut along its first axis and lack it; those of a folder are complete.
+    complete = replace(named, batch_first=_leading_ones(named))
+    order = [complete, sliced] if _leading_ones(named) else [sliced, complete]
+    errors = []
+    for candidate in order:
+        try:
+            return candidate, _reference(loaded, candidate)
+        except Exception as error:
+            errors.append(first_cause(error, 200))
+    raise InputError(
+        f"{loaded.source.path} does not run on a sample of {data.origin}: {errors[0]}"
+    )
+
+
+def _leading_ones(data: Dataset) -> bool:
+    return all(a.ndim > 0 and a.shape[0] == 1 for arrays in data.inputs.values() for a in arrays)
+
+
+def _name_inputs(loaded: Loaded, data: Dataset) -> Dataset:
+    inputs = dict(data.inputs)
+    if len(inputs) == 1 and len(loaded.required) <= 1:
+        inputs = {loaded.inputs[0]: next(iter(inputs.values()))}
+    given = [name for name in loaded.inputs if name in inputs]
+    strange = sorted(inputs.keys() - set(loaded.inputs))
+    missing = [name for name in loaded.required if name not in inputs]
+    gap = tuple(given) != loaded.inputs[: len(given)]
+    if strange or missing or gap:
+        raise InputError(
+            f"--data {data.origin} holds {', '.join(inputs)}; "
+            f"the model takes {', '.join(loaded.inputs)}, of which it needs "
+            f"{', '.join(loaded.required)}"
+        )
+    return replace(data, inputs={name: inputs[name] for name in given})
+
+
+def _reference(loaded: Loaded, data: Dataset) -> list[list[Any]]:
+    program = loaded.program
+    if loaded.source.kind == "exported_program":
+        program = program.module()
+    count = min(CHECKED_SAMPLES, len(data))
+    return [_flat(program(*_tensors(data.sample(i)))) for i in range(count)]
+
+
+def _tensors(sample: dict[str, Any]) -> tuple[Any, ...]:
+    import torch
+
+    return tuple(torch.from_numpy(np.array(array)) for array in sample.values())
+
+
+def _flat(result: Any) -> list[Any]:
+    import torch
+
+    leaves = torch.utils._pytree.tree_leaves(result)
+    return [leaf.detach().numpy() for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+
+def _example(loaded: Loaded, data: Dataset, specs: Sequence[TensorSpec]) -> _Example:
+    """Two samples in a batch, so that exporters do not take a batch of one for a constant."""
+    first = data.sample(0)
+    dynamic = {name: _varying(arrays) for name, arrays in data.inputs.items()}
+    for spec in specs:
+        for axis, dim in enumerate(spec.shape or ()):
+            if not isinstance(dim, int) and spec.name in dynamic:
+                dynamic[spec.name].add(axis)
+    if data.batch_first and all(_dynamic_batch(spec) for spec in specs):
+        first = {name: np.concatenate([array, array]) for name, array in first.items()}
+        for axes in dynamic.values():
+            axes.add(0)
+    args = _tensors(first)
+    names: tuple[str, ...] = ()
+    if loaded.source.kind == "huggingface":
+        names = huggingface.output_names(loaded.program, args)
+    elif loaded.source.kind != "exported_program":
+        count = len(_flat(loaded.program(*args)))
+        names = ("output",) if count == 1 else tuple(f"output_{i}" for i in range(count))
+    return _Example(tuple(first), args, tuple(tuple(sorted(dynamic[n])) for n in first), names)
+
+
+def _dynamic_batch(spec: TensorSpec) -> bool:
+    return not spec.shape or not isinstance(spec.shape[0], int) or spec.shape[0] == 1
+
+
+def _varying(arrays: Sequence[Any]) -> set[int]:
+    shapes = {array.shape for array in arrays}
+    rank = len(arrays[0].shape)
+    if any(len(shape) != rank for shape in shapes):
+        raise InputError("the samples of one input have different numbers of axes")
+    return {axis for axis in range(rank) if len({shape[axis] for shape in shapes}) > 1}
+
+
+def _placeholder_specs(program: Any) -> Iterator[TensorSpec]:
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes
+              if node.op == "placeholder"}
+    for name in program.graph_signature.user_inputs:
+        value = values[name]
+        dims = tuple(dim if isinstance(dim, int) else str(dim) for dim in value.shape)
+        yield TensorSpec(name, str(value.dtype).removeprefix("torch."), dims)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep exporters from printing; what matters of it comes as an exception."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            with contextlib.redirect_stderr(io.StringIO()):
+                yield
+    finally:
+        logging.disable(level)

@@ -1,0 +1,82 @@
+"""Hugging Face folders: the architecture that config.json names, with its safetensors weights."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+from optimize.errors import InputError, first_cause
+
+# What encoders, classifiers and vision models take; the model's own forward decides which.
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "pixel_values", "input_values",
+           "input_features")
+
+
+def load_folder(path: Path) -> tuple[Any, tuple[str, ...]]:
+    """Load a model offline, never running code from the folder.
+
+    Returns:
+        A module whose forward takes the named inputs by position and returns a tuple of tensors,
+        and the names of its inputs, the main one first.
+
+    Raises:
+        InputError: transformers is missing, or cannot load the folder.
+    """
+    import torch
+
+    try:
+        import transformers
+    except ImportError:
+        raise InputError(
+            f"{path} is a Hugging Face folder, which needs transformers; install tailfit[hf]"
+        ) from None
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        names = config.get("architectures") or ["AutoModel"]
+        loader = getattr(transformers, names[0], transformers.AutoModel)
+        # Eager attention exports to the plain operators that fusions look for.
+        module = loader.from_pretrained(
+            str(path), local_files_only=True, use_safetensors=True, attn_implementation="eager",
+            dtype=torch.float32,
+        )
+    except Exception as error:
+        raise InputError(f"{path} cannot be loaded: {first_cause(error)}") from error
+    return _plain(module.eval())
+
+
+def output_names(plain: Any, args: tuple[Any, ...]) -> tuple[str, ...]:
+    """Run the module of :func:`load_folder` once and return the names of its outputs."""
+    import torch
+
+    given = dict(zip(plain.input_names, args, strict=False))
+    result = plain.model(**given, return_dict=True)
+    return tuple(name for name, value in result.items() if isinstance(value, torch.Tensor))
+
+
+def _plain(model: Any) -> tuple[Any, tuple[str, ...]]:
+    import torch
+
+    parameters = inspect.signature(model.forward).parameters
+    inputs = tuple(name for name in _INPUTS if name in parameters)
+    if model.main_input_name in inputs:
+        inputs = (model.main_input_name, *(n for n in inputs if n != model.main_input_name))
+
+    class Plain(torch.nn.Module):
+        """Positional tensors in, a tuple of tensors out."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, *args: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            given = dict(zip(self.input_names, args, strict=False))
+            result = self.model(**given, return_dict=True)
+            return tuple(v for v in result.values() if isinstance(v, torch.Tensor))
+
+    plain = Plain()
+    plain.input_names = inputs
+    return plain, inputs

@@ -1,0 +1,206 @@
+"""A model on disk, as every pass takes and gives it: ONNX, its signature and its digest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optimize.errors import InputError
+
+FILE_NAME = "model.onnx"
+Dim = int | str | None
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output.
+
+    Attributes:
+        name: as in the graph.
+        dtype: numpy's name of the element type, ``str`` for strings.
+        shape: a number, a symbol or None (unknown) for each axis; None if the rank is unknown.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...] | None
+
+    def __str__(self) -> str:
+        if self.shape is None:
+            return f"{self.name}: {self.dtype} of any rank"
+        axes = "x".join("?" if dim is None else str(dim) for dim in self.shape)
+        return f"{self.name}: {self.dtype}[{axes}]"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The inputs and outputs of a model, in order."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class Model:
+    """An ONNX model in a folder of its own.
+
+    Attributes:
+        path: of the ``.onnx`` file; external data lies beside it.
+        signature: inputs and outputs.
+        digest: SHA-256 over the file and its external data.
+        size_bytes: of the same files.
+        opset: version of the default operator set.
+        op_counts: how often each operator occurs, subgraphs included, sorted by name; operators
+            outside the default domain carry it as a prefix.
+    """
+
+    path: Path
+    signature: Signature
+    digest: str
+    size_bytes: int
+    opset: int
+    op_counts: tuple[tuple[str, int], ...]
+
+    @classmethod
+    def read(cls, path: Path) -> Model:
+        """Read a model's facts, without its weights.
+
+        Raises:
+            InputError: the file is missing, or is no complete ONNX model.
+        """
+        import onnx
+
+        try:
+            proto = onnx.load(str(path), load_external_data=False)
+        except FileNotFoundError:
+            raise InputError(f"{path} does not exist") from None
+        except Exception as error:  # protobuf's own errors have no common public base
+            raise InputError(f"{path} is no ONNX model, or is cut short") from error
+        if not proto.graph.node and not proto.graph.output:
+            raise InputError(f"{path} is no ONNX model: it holds no graph")
+        files = [path, *(path.parent / name for name in external_files(proto))]
+        for file in files:
+            if not file.is_file():
+                raise InputError(f"{path} needs its external data {file.name}, which is missing")
+        opset = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
+        return cls(
+            path=path,
+            signature=_signature(proto),
+            digest=file_digest(*files),
+            size_bytes=sum(file.stat().st_size for file in files),
+            opset=opset,
+            op_counts=tuple(sorted(_op_counts(proto).items())),
+        )
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The ``.onnx`` file and its external data."""
+        import onnx
+
+        proto = onnx.load(str(self.path), load_external_data=False)
+        return (self.path, *(self.path.parent / name for name in external_files(proto)))
+
+    def count(self, *operators: str) -> int:
+        """How many nodes have one of these operators."""
+        return sum(n for name, n in self.op_counts if name in operators)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether integer operators or quantize/dequantize pairs are in the graph."""
+        return any(name.split("::")[-1] in _QUANTIZED for name, _ in self.op_counts)
+
+
+_QUANTIZED = frozenset(
+    "QuantizeLinear DequantizeLinear DynamicQuantizeLinear QLinearConv QLinearMatMul QGemm "
+    "ConvInteger MatMulInteger DynamicQuantizeMatMul MatMulIntegerToFloat QAttention "
+    "MatMulNBits".split()
+)
+
+
+def file_digest(*files: Path) -> str:
+    """SHA-256 over the contents of ``files``, in order, as hexadecimal text."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def external_files(proto: Any) -> list[str]:
+    """Names of the files that hold external tensors of an ``onnx.ModelProto``, sorted.
+
+    Raises:
+        InputError: a tensor points outside the model's folder.
+    """
+    names = {
+        entry.value
+        for graph in graphs(proto.graph)
+        for tensor in tensors(graph)
+        if tensor.data_location == 1  # TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    for name in names:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise InputError(f"external data {name!r} lies outside the model's folder")
+    return sorted(names)
+
+
+def graphs(graph: Any) -> Iterable[Any]:
+    """``graph`` and all graphs nested in its nodes' attributes (If, Loop, Scan), outermost first."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in ([attribute.g] if attribute.HasField("g") else []) + list(
+                attribute.graphs
+            ):
+                yield from graphs(inner)
+
+
+def tensors(graph: Any) -> Iterable[Any]:
+    """Weights of one graph: its initializers, and the values of its Constant nodes."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+
+
+def _op_counts(proto: Any) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for graph in [*graphs(proto.graph), *proto.functions]:
+        for node in graph.node:
+            domain = "" if node.domain in ("", "ai.onnx") else f"{node.domain}::"
+            counts[domain + node.op_type] = counts.get(domain + node.op_type, 0) + 1
+    return counts
+
+
+def _signature(proto: Any) -> Signature:
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    return Signature(
+        tuple(_spec(value) for value in proto.graph.input if value.name not in weights),
+        tuple(_spec(value) for value in proto.graph.output),
+    )
+
+
+def _spec(value: Any) -> TensorSpec:
+    from onnx import helper
+
+    kind = value.type.WhichOneof("value")
+    if kind != "tensor_type":
+        return TensorSpec(value.name, (kind or "unknown").removesuffix("_type"), None)
+    tensor = value.type.tensor_type
+    dtype = "str" if tensor.elem_type == 8 else "unknown"
+    if tensor.elem_type not in (0, 8):
+        dtype = str(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+    if not tensor.HasField("shape"):
+        return TensorSpec(value.name, dtype, None)
+    dims: list[Dim] = []
+    for dim in tensor.shape.dim:
+        which = dim.WhichOneof("value")
+        dims.append(None if which is None else getattr(dim, which))
+    return TensorSpec(value.name, dtype, tuple(dims))

@@ -1,0 +1,78 @@
+"""Functions that a user names as ``file.py:function``: architectures, data, metrics."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from optimize.errors import InputError, first_cause
+
+
+def is_reference(text: str) -> bool:
+    """Whether ``text`` has the form ``file.py:function``."""
+    file, colon, name = text.rpartition(":")
+    return bool(colon) and file.endswith(".py") and name.isidentifier()
+
+
+def load_function(reference: str, purpose: str) -> Callable[..., Any]:
+    """Import the file and return the function.
+
+    The file's folder is importable while it is loaded, as when it is run as a script.
+
+    Args:
+        reference: ``file.py:function``.
+        purpose: the option it was given to, for messages.
+
+    Raises:
+        InputError: no such file or function, or the file raised while it was imported.
+    """
+    if not is_reference(reference):
+        raise InputError(f"{purpose} {reference!r} is not of the form file.py:function")
+    file, _, name = reference.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise InputError(f"{purpose} {reference!r}: {file} does not exist")
+    function = getattr(_module(path.resolve(), purpose), name, None)
+    if not callable(function):
+        raise InputError(f"{purpose} {reference!r}: {file} defines no function {name!r}")
+    found: Callable[..., Any] = function
+    return found
+
+
+def call(function: Callable[..., Any], what: str, *args: Any) -> Any:
+    """Call a user's function and translate whatever it raises.
+
+    Raises:
+        InputError: naming ``what`` and the function's own error.
+    """
+    try:
+        return function(*args)
+    except Exception as error:
+        raise InputError(f"{what} raised {first_cause(error)}") from error
+
+
+def _module(path: Path, purpose: str) -> Any:
+    # Registered under the bare stem, so that pickles and dataclasses made there resolve.
+    name = path.stem
+    known = sys.modules.get(name)
+    if known is not None and getattr(known, "__file__", None) == str(path):
+        return known
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{purpose}: {path.name} cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    if known is None:
+        sys.modules[name] = module
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        if known is None:
+            del sys.modules[name]
+        raise InputError(f"{purpose}: {path.name} raised {first_cause(error)}") from error
+    finally:
+        sys.path.remove(str(path.parent))
+    return module

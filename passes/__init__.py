@@ -1,0 +1,1 @@
+"""Passes turn a model into another one; chains of them make variants."""

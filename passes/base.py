@@ -1,0 +1,141 @@
+"""What a pass is: a frozen value whose fields are its options.
+
+A pass never changes its input. It says that it does not apply by raising ``NotApplicable``; anything
+else that it raises makes its variant *failed*. A pass that declares a ``tolerance`` promises to keep
+the outputs: :func:`Pass.__call__` checks that on real samples.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from optimize.errors import InputError, NotApplicable, PassFailed, first_cause
+from optimize.models.data import Dataset
+from optimize.models.model import Model
+from optimize.models.run import Difference, difference, run
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What a pass may use besides the model.
+
+    Attributes:
+        folder: an empty folder for the result.
+        samples: a few real inputs, to check outputs on.
+        calibration: inputs to estimate ranges from; None where there are none.
+        seed: for whatever is drawn at random.
+        isa: instruction sets of the device that will serve, as the operating system names them.
+    """
+
+    folder: Path
+    samples: Dataset
+    calibration: Dataset | None = None
+    seed: int = 0
+    isa: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass gave.
+
+    Attributes:
+        model: the result; the input itself if nothing changed.
+        changed: whether the result differs from the input.
+        notes: what a user should know, for example which fusions matched.
+        seconds: how long the pass took, without checks.
+        difference: to the input's outputs; None if the pass promises nothing.
+    """
+
+    model: Model
+    changed: bool
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+    difference: Difference | None = None
+
+
+@dataclass(frozen=True)
+class Pass(ABC):
+    """Base of all passes; subclasses are frozen dataclasses with typed options.
+
+    Attributes:
+        name: in chains.
+        summary: what it does, in one line.
+        needs: what must be there for it, in words; empty if nothing.
+        version: raised whenever the same options give another result.
+        tolerance: the largest relative difference of the outputs that an exact pass may cause;
+            None for passes that may change outputs.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    needs: ClassVar[str] = ""
+    version: ClassVar[int] = 1
+    tolerance: ClassVar[float | None] = None
+
+    @abstractmethod
+    def apply(self, model: Model, context: Context) -> PassResult:
+        """Return the transformed model, written to ``context.folder``."""
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether these options need real data."""
+        return False
+
+    def __call__(self, model: Model, context: Context) -> PassResult:
+        """Apply the pass, time it, and check the promise to keep the outputs.
+
+        Raises:
+            NotApplicable: the pass does not apply.
+            PassFailed: it raised, or broke its promise; the message names the pass.
+        """
+        if self.needs_calibration and context.calibration is None:
+            raise NotApplicable(f"{self} needs --data or --calibration")
+        start = time.perf_counter()
+        try:
+            result = self.apply(model, context)
+        except NotApplicable:
+            raise
+        except Exception as error:
+            raise PassFailed(f"{self} raised {first_cause(error)}") from error
+        result = replace(result, seconds=time.perf_counter() - start)
+        if self.tolerance is None or not result.changed:
+            return result
+        return replace(result, difference=self._checked(model, result.model, context))
+
+    def _checked(self, before: Model, after: Model, context: Context) -> Difference:
+        try:
+            reference = run(before, context.samples)
+            distance = difference(run(after, context.samples), reference)
+        except InputError as error:
+            raise PassFailed(f"after {self}, {first_cause(error)}") from error
+        if self.tolerance is not None and not distance.relative <= self.tolerance:
+            raise PassFailed(
+                f"{self} changed the outputs by {distance}; it promises {self.tolerance:g} at most"
+            )
+        return distance
+
+    def __str__(self) -> str:
+        """The pass as chains are written: options that differ from their defaults in braces."""
+        shown = [
+            f"{field.name}={_text(getattr(self, field.name))}"
+            for field in fields(self)
+            if getattr(self, field.name) != field.default or field.metadata.get("always")
+        ]
+        return f"{self.name}{{{','.join(shown)}}}" if shown else self.name
+
+
+def changed_counts(before: Model, after: Model) -> Mapping[str, int]:
+    """How the number of nodes of each operator changed; unchanged ones are left out."""
+    first, second = dict(before.op_counts), dict(after.op_counts)
+    names = sorted(first.keys() | second.keys())
+    changes = {name: second.get(name, 0) - first.get(name, 0) for name in names}
+    return {name: change for name, change in changes.items() if change}
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

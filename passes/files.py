@@ -1,0 +1,49 @@
+"""Read and write the graphs that passes work on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from optimize.models.model import FILE_NAME, Model
+from optimize.passes.base import Context
+
+_INLINE_MOST = 2**31 - 2**26  # protobuf ends at 2 GiB; leave room for the graph itself
+
+
+def load_ir(model: Model) -> Any:
+    """The model as an ``onnx_ir.Model`` whose weights are read on demand."""
+    import onnx_ir
+
+    return onnx_ir.load(str(model.path))
+
+
+def save_ir(graph: Any, model: Model, context: Context) -> Model:
+    """Write an ``onnx_ir.Model`` that came from ``model``; large ones get a side file."""
+    import onnx_ir
+
+    path = context.folder / FILE_NAME
+    side = f"{FILE_NAME}.data" if model.size_bytes > _INLINE_MOST else None
+    onnx_ir.save(graph, str(path), external_data=side)
+    return Model.read(path)
+
+
+def load_proto(model: Model) -> Any:
+    """The model as an ``onnx.ModelProto`` with its weights."""
+    import onnx
+
+    return onnx.load(str(model.path))
+
+
+def save_proto(proto: Any, context: Context) -> Model:
+    """Write an ``onnx.ModelProto``; large ones get a side file."""
+    import onnx
+
+    path = context.folder / FILE_NAME
+    large = proto.ByteSize() > _INLINE_MOST
+    onnx.save(proto, str(path), save_as_external_data=large, location=f"{FILE_NAME}.data")
+    return Model.read(path)
+
+
+def needs_side_file(model: Model) -> bool:
+    """Whether a model of this size must keep its weights beside the graph."""
+    return model.size_bytes > _INLINE_MOST

@@ -1,0 +1,58 @@
+"""Names of passes to their classes. Third parties add theirs by the entry-point group below."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import EntryPoint, entry_points
+
+from optimize.errors import InputError, nearest
+from optimize.passes.base import Pass
+
+GROUP = "tailfit.passes"
+
+_BUILT_IN: dict[str, str] = {
+    "fold": "optimize.passes.fold:Fold",
+    "fuse": "optimize.passes.fuse:Fuse",
+    "fp16": "optimize.passes.fp16:Fp16",
+    "int8": "optimize.passes.int8:Int8",
+}
+
+
+def pass_names() -> list[str]:
+    """All passes that chains may name: the built-in ones, then plug-ins by name."""
+    return [*_BUILT_IN, *sorted(_plugins())]
+
+
+def load_pass(name: str) -> type[Pass]:
+    """Import the class of a pass.
+
+    Raises:
+        InputError: there is no such pass, or a plug-in is broken or takes a built-in's name.
+    """
+    plugins = _plugins()
+    if name in _BUILT_IN:
+        module, _, attribute = _BUILT_IN[name].partition(":")
+        found: type[Pass] = getattr(importlib.import_module(module), attribute)
+        return found
+    if name not in plugins:
+        raise InputError(f"there is no pass {name!r}; {nearest(name, pass_names())}")
+    return _load_plugin(plugins[name])
+
+
+def _plugins() -> dict[str, EntryPoint]:
+    found: dict[str, EntryPoint] = {}
+    for entry in entry_points(group=GROUP):
+        if entry.name in _BUILT_IN or entry.name in found:
+            raise InputError(f"plug-in {entry.value} takes the name {entry.name}, which is taken")
+        found[entry.name] = entry
+    return found
+
+
+def _load_plugin(entry: EntryPoint) -> type[Pass]:
+    try:
+        loaded = entry.load()
+    except Exception as error:
+        raise InputError(f"plug-in {entry.value} cannot be imported: {error}") from error
+    if not (isinstance(loaded, type) and issubclass(loaded, Pass)):
+        raise InputError(f"plug-in {entry.value} is no subclass of optimize.passes.base.Pass")
+    return loaded
