@@ -1,0 +1,75 @@
+"""The pipeline as one typed call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from optimize.budgets.budget import Budget, Floor
+from optimize.choose import Objective
+from optimize.models.model import TensorSpec
+from optimize.passes.chain import Chain
+from optimize.pipeline import Observer, run
+from optimize.report import Result
+from optimize.request import DEFAULT_TIME_LIMIT_S, Request, parse_chains, parse_input
+
+
+def optimize(
+    model: str | os.PathLike[str],
+    budget: str | Budget | Sequence[str | Budget],
+    *,
+    floor: str | Floor | None = None,
+    data: str | os.PathLike[str] | None = None,
+    calibration: str | os.PathLike[str] | None = None,
+    metric: str | None = None,
+    chains: Sequence[str | Chain] = (),
+    objective: Objective = "latency",
+    threads: int | None = None,
+    batch: int | None = None,
+    confidence: float = 0.99,
+    time_limit_s: float | None = DEFAULT_TIME_LIMIT_S,
+    inputs: Sequence[str | TensorSpec] = (),
+    arch: str | None = None,
+    trust_pickle: bool = False,
+    out: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    observer: Observer | None = None,
+) -> Result:
+    """Optimize ``model`` and return what the command reports.
+
+    Every argument means what the option of the same name means; texts are parsed as there.
+
+    Returns:
+        The result; ``result.model`` is the path of the artefact, None if no variant was kept.
+
+    Raises:
+        InputError: what was given cannot be used; nothing is written.
+        Exception: an internal error, after what was finished has been reported in the folder.
+        KeyboardInterrupt: likewise.
+    """
+    budgets = [budget] if isinstance(budget, (str, Budget)) else list(budget)
+    request = Request(
+        model=Path(model),
+        budgets=tuple(Budget.parse(b) if isinstance(b, str) else b for b in budgets),
+        floor=Floor.parse(floor) if isinstance(floor, str) else floor,
+        data=None if data is None else os.fspath(data),
+        calibration=None if calibration is None else os.fspath(calibration),
+        metric=metric,
+        chains=parse_chains([str(chain) for chain in chains]),
+        objective=objective,
+        threads=threads,
+        batch=batch,
+        confidence=confidence,
+        time_limit_s=time_limit_s,
+        inputs=tuple(parse_input(i) if isinstance(i, str) else i for i in inputs),
+        arch=arch,
+        trust_pickle=trust_pickle,
+        out=None if out is None else Path(out),
+        seed=seed,
+    )
+    result = run(request, observer)
+    if result.error is not None:
+        result.error.add_note(f"What was finished is reported in {result.folder}.")
+        raise result.error
+    return result

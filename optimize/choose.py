@@ -1,0 +1,112 @@
+"""Pick among the kept variants, and say what the nearest miss lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from optimize.budgets.budget import Budget, Floor
+from optimize.report import VariantReport
+
+Objective = Literal["latency", "accuracy", "size"]
+# Medians timed in turns that are closer than this are not told apart on an ordinary machine.
+NOISE = 0.02
+
+
+def rank(
+    variants: Sequence[VariantReport], objective: Objective, higher_is_better: bool = True
+) -> list[VariantReport]:
+    """The kept variants, best first.
+
+    ``latency`` compares the p99; variants whose p99 bounds overlap with the fastest's are told
+    apart by their medians, and those within noise by accuracy, then by size. The others compare
+    accuracy or size first and latency next.
+    """
+    kept = [v for v in variants if v.status == "kept" and v.latency and v.size_bytes]
+    sign = -1.0 if higher_is_better else 1.0
+
+    def accuracy(v: VariantReport) -> float:
+        return sign * v.accuracy.value if v.accuracy else 0.0
+
+    if objective == "accuracy":
+        return sorted(kept, key=lambda v: (accuracy(v), _tail(v)))
+    if objective == "size":
+        return sorted(kept, key=lambda v: (v.size_bytes or 0, _tail(v)))
+    ranked: list[VariantReport] = []
+    left = kept
+    while left:
+        best = min(left, key=_tail)
+        tied = [v for v in left if _lower(v) <= _upper(best)]
+        fastest = min(_median(v) for v in tied)
+        tied = [v for v in tied if _median(v) <= fastest * (1 + NOISE)]
+        pick = min(tied, key=lambda v: (accuracy(v), v.size_bytes or 0, _median(v)))
+        ranked.append(pick)
+        left = [v for v in left if v is not pick]
+    return ranked
+
+
+def nearest_miss(
+    variants: Sequence[VariantReport], budgets: Sequence[Budget], floor: Floor | None
+) -> str | None:
+    """Name the variant that misses by the smallest factor, and what it would have to gain."""
+    candidates = []
+    for variant in variants:
+        if variant.status in ("failed", "skipped", "kept"):
+            continue
+        lacks = list(_lacks(variant, budgets, floor))
+        if lacks:
+            candidates.append((max(factor for factor, _ in lacks), variant, lacks))
+    if not candidates:
+        return None
+    _, variant, lacks = min(candidates, key=lambda item: item[0])
+    return f"{variant.chain}: {'; '.join(sentence for _, sentence in lacks)}"
+
+
+def _lacks(
+    variant: VariantReport, budgets: Sequence[Budget], floor: Floor | None
+) -> list[tuple[float, str]]:
+    lacks = []
+    for budget in budgets:
+        have = _measured(variant, budget)
+        if have is not None and have > budget.limit:
+            factor = have / budget.limit
+            over = budget.amount(have - budget.limit)
+            lacks.append((factor, f"{budget.quantity} of {budget.amount(have)} is {factor:.2f}x "
+                                  f"the budget, {over} too much"))
+    accuracy = variant.accuracy
+    if variant.status == "inaccurate" and accuracy and floor:
+        worse = abs(accuracy.change) or 1e-12
+        allowed = floor.value if floor.kind != "absolute" else 0.0
+        factor = 1 + abs(worse - allowed) / max(abs(accuracy.source_value), 1e-12)
+        lacks.append((factor, f"{accuracy.metric} of {accuracy.value:.4f} against "
+                              f"{accuracy.source_value:.4f} of the source misses {floor}"))
+    if not lacks and variant.status == "undecided":
+        lacks.append((1.0, variant.reason))
+    return lacks
+
+
+def _measured(variant: VariantReport, budget: Budget) -> float | None:
+    if budget.tail is None:
+        return float(variant.size_bytes) if variant.size_bytes else None
+    if variant.latency is None:
+        return None
+    name = {"p99.9": "p999_ms"}.get(budget.quantity, f"{budget.quantity}_ms")
+    return float(getattr(variant.latency, name)) * 1e6
+
+
+def _tail(variant: VariantReport) -> float:
+    return variant.latency.p99_ms if variant.latency else float("inf")
+
+
+def _median(variant: VariantReport) -> float:
+    return variant.latency.p50_ms if variant.latency else float("inf")
+
+
+def _lower(variant: VariantReport) -> float:
+    bound = variant.latency.p99_lower_ms if variant.latency else None
+    return _tail(variant) if bound is None else bound
+
+
+def _upper(variant: VariantReport) -> float:
+    bound = variant.latency.p99_upper_ms if variant.latency else None
+    return _tail(variant) if bound is None else bound

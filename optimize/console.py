@@ -1,0 +1,167 @@
+"""What a terminal shows: progress while a run goes on, then a table and the answer in words."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from optimize.budgets.budget import format_bytes
+from optimize.report import AccuracyReport, LatencyReport, Report, Result, VariantReport
+
+_STYLES = {
+    "kept": "green",
+    "too_slow": "yellow",
+    "too_large": "yellow",
+    "inaccurate": "yellow",
+    "undecided": "magenta",
+    "failed": "red",
+    "skipped": "dim",
+}
+PLAIN_EVERY_S = 10.0
+
+
+class Bar:
+    """A live bar for terminals."""
+
+    def __init__(self, console: Console) -> None:
+        """Start to draw."""
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[text]}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+        )
+        self._task = self._progress.add_task("start", total=None, text="")
+        self._progress.start()
+
+    def stage(self, name: str, total: int) -> None:
+        """Show a new stage."""
+        self._progress.reset(self._task, description=name, total=total or None, text="")
+
+    def step(self, done: float, text: str) -> None:
+        """Show how far it is."""
+        self._progress.update(self._task, completed=done, text=text)
+
+    def note(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._progress.console.print(Text(text, style="dim"))
+
+    def close(self) -> None:
+        """Erase the bar."""
+        self._progress.stop()
+
+
+class Lines:
+    """Plain lines for logs: every stage, and a sign of life every ten seconds."""
+
+    def __init__(self, console: Console, verbose: bool = False) -> None:
+        """Print to ``console``; ``verbose`` prints every step."""
+        self._console = console
+        self._every = 0.0 if verbose else PLAIN_EVERY_S
+        self._said = time.monotonic()
+        self._stage = ""
+
+    def stage(self, name: str, total: int) -> None:
+        """Print the stage."""
+        self._stage = name
+        self._print(name)
+
+    def step(self, done: float, text: str) -> None:
+        """Print the step if it is time."""
+        if time.monotonic() - self._said >= self._every:
+            self._print(f"{self._stage}: {text}")
+
+    def note(self, text: str) -> None:
+        """Print the line."""
+        self._print(text)
+
+    def close(self) -> None:
+        """Nothing is left to do."""
+
+    def _print(self, text: str) -> None:
+        self._said = time.monotonic()
+        self._console.print(Text(text), soft_wrap=True)
+
+
+def show(result: Result, console: Console) -> None:
+    """Print the table and the answer."""
+    report = result.report
+    console.print(_table(report), soft_wrap=not console.is_terminal)
+    for variant in report.variants:
+        console.print(Text.assemble(
+            (f"{variant.chain}: ", "bold"), (variant.reason, _STYLES[variant.status])
+        ), soft_wrap=True)
+    for note in report.notes:
+        console.print(Text(f"Note: {note}."), soft_wrap=True)
+    console.print(Text(answer(result)), soft_wrap=True)
+
+
+def answer(result: Result) -> str:
+    """The outcome in one or two sentences."""
+    report = result.report
+    limits = ", ".join(report.budgets)
+    if report.chosen is not None and report.exit_code == 0:
+        best = report.variant(report.chosen)
+        ratio = f", {best.speedup:.2f}x as fast as the source" if best.speedup else ""
+        return (
+            f"Kept: {best.chain}{ratio}, within {limits} and floor {report.floor} "
+            f"at {report.settings.confidence:.0%} confidence. Written to {result.model}"
+        )
+    miss = f" Nearest miss: {report.nearest_miss}." if report.nearest_miss else ""
+    what = {
+        3: "Undecided: there is not enough evidence that a variant meets",
+        70: "An internal error ended the run before a verdict on",
+        130: "Interrupted before a verdict on",
+    }.get(report.exit_code, "None kept: no variant meets")
+    return f"{what} {limits} and floor {report.floor}.{miss} Report in {result.folder}"
+
+
+def _table(report: Report) -> Table:
+    metric = next((v.accuracy.metric for v in report.variants if v.accuracy), "accuracy")
+    table = Table(title=None, box=None, pad_edge=False, header_style="bold")
+    columns = ("variant", "status", "p50 ms", "p95 ms", "p99 ms", "99% bounds", "n", "speed",
+               metric, "interval", "change", "size")
+    bounds = f"{report.settings.confidence:.0%} bounds"
+    for name in columns:
+        text = name in ("variant", "status")
+        table.add_column(bounds if name == "99% bounds" else name,
+                         justify="left" if text else "right", no_wrap=not text, overflow="fold")
+    for variant in report.variants:
+        table.add_row(*_cells(variant, variant.chain == report.chosen),
+                      style="bold" if variant.chain == report.chosen else None)
+    return table
+
+
+def _cells(variant: VariantReport, chosen: bool) -> list[Text]:
+    mark = "➜ " if chosen else "  "
+    size = format_bytes(variant.size_bytes) if variant.size_bytes else ""
+    speed = f"{variant.speedup:.2f}x" if variant.speedup else ""
+    cells = [*_latency(variant.latency), speed, *_accuracy(variant.accuracy), size]
+    status = Text(variant.status, style=_STYLES[variant.status])
+    return [Text(mark + variant.chain), status, *map(Text, cells)]
+
+
+def _latency(latency: LatencyReport | None) -> list[str]:
+    if latency is None:
+        return [""] * 5
+    bounds = [f"{b:.3g}" if b is not None else "?" for b in
+              (latency.p99_lower_ms, latency.p99_upper_ms)]
+    values = (latency.p50_ms, latency.p95_ms, latency.p99_ms)
+    return [*(f"{v:.4g}" for v in values), " – ".join(bounds), str(latency.samples)]
+
+
+def _accuracy(accuracy: AccuracyReport | None) -> list[str]:
+    if accuracy is None:
+        return [""] * 3
+    return [
+        f"{accuracy.value:.4f}",
+        f"{accuracy.low:.4f} – {accuracy.high:.4f}",
+        f"{accuracy.change:+.4f}",
+    ]

@@ -1,0 +1,231 @@
+"""Measure variants side by side: outputs for their accuracy, then latencies in turns."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from optimize.budgets.profile import Block, Profile
+from optimize.budgets.verdict import Requirement, weigh
+from optimize.errors import WorkerError
+from optimize.models.data import Array
+from optimize.targets.base import Job, Target, Worker
+from optimize.targets.inputs import read_outputs
+
+BLOCK_NS = 250_000_000
+BLOCK_MOST = 200
+# Evidence of one unbroken moment says little of the next: samples are spread over several blocks.
+MIN_BLOCKS = 5
+# A variant that is out of the race is still timed this long, so that its row can be compared.
+INFORMATIVE_CALLS = 100
+INFORMATIVE_NS = 2_000_000_000
+# onnxruntime's idle threads spin on for some 50 ms and would disturb whoever is timed next.
+SPIN_NS = 50_000_000
+DISTURBED_CANARY = 1.5
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When to stop measuring.
+
+    Attributes:
+        deadline: on ``time.monotonic``; None for no limit.
+        max_samples: timed calls of one variant, unless they took less than ``min_seconds``: a
+            fast model's calls are cheap, and neighbours in time say little that is new.
+        min_seconds: see ``max_samples``; ten times that many calls are made at most.
+        timeout_s: how long a worker may be silent beyond what its calls should take.
+    """
+
+    deadline: float | None = None
+    max_samples: int = 5000
+    min_seconds: float = 5.0
+    timeout_s: float = 120.0
+
+    @property
+    def expired(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+    def exhausted(self, profile: Profile) -> bool:
+        """Whether a variant has had its share of calls."""
+        calls, spent = profile.samples_ns.size, float(profile.samples_ns.sum()) / 1e9
+        if calls < self.max_samples:
+            return False
+        return spent >= self.min_seconds or calls >= 10 * self.max_samples
+
+
+@dataclass
+class Contender:
+    """A variant while it is measured.
+
+    Attributes:
+        name: its chain.
+        job: what its workers load.
+        workers: its running processes.
+        profile: what has been timed so far.
+        judged: False if it is out of the race and timed for information only.
+        reference: whether it is timed as long as any other is.
+        error: why it was given up; None while it runs.
+    """
+
+    name: str
+    job: Job
+    workers: list[Worker] = field(default_factory=list)
+    profile: Profile = field(default_factory=lambda: Profile(()))
+    judged: bool = True
+    reference: bool = False
+    error: str | None = None
+    call_ns: float = 0.0
+    rss_bytes: int = 0
+
+    def close(self) -> None:
+        """End its processes."""
+        for worker in self.workers:
+            worker.close()
+        self.workers.clear()
+
+
+Progress = Callable[[Sequence[Contender]], None]
+
+
+def open_worker(target: Target, contender: Contender, limits: Limits) -> None:
+    """Start one more process for a contender.
+
+    Raises:
+        WorkerError: the model does not load or run.
+    """
+    scratch = contender.job.scratch / f"process-{len(contender.workers)}"
+    scratch.mkdir(parents=True, exist_ok=True)
+    job = replace(contender.job, scratch=scratch)
+    worker, ready = target.start(job, limits.timeout_s)
+    if not contender.workers:
+        contender.profile = Profile(
+            (), load_ns=ready["load_ns"], first_call_ns=ready["first_call_ns"]
+        )
+    contender.workers.append(worker)
+    contender.call_ns = contender.call_ns or float(ready["first_call_ns"])
+    contender.rss_bytes = max(contender.rss_bytes, ready.get("rss_bytes") or 0)
+
+
+def collect_outputs(contender: Contender, count: int, limits: Limits) -> dict[str, list[Array]]:
+    """Run the first ``count`` inputs and return every output of each.
+
+    Raises:
+        WorkerError: the worker failed, or an output holds NaN.
+    """
+    timeout = limits.timeout_s + 20 * count * contender.call_ns / 1e9
+    worker = contender.workers[0]
+    reply = worker.call("outputs", timeout, count=count)
+    for entry in reply["outputs"]:
+        if entry["nans"]:
+            raise WorkerError(f"its output {entry['name']} holds {entry['nans']} NaN values")
+    contender.rss_bytes = max(contender.rss_bytes, reply.get("rss_bytes") or 0)
+    return {e["name"]: read_outputs(e, worker.fetch(e["file"])) for e in reply["outputs"]}
+
+
+def warm_up(contender: Contender, limits: Limits) -> None:
+    """Warm up all processes of a contender until they are steady.
+
+    Raises:
+        WorkerError: a worker failed.
+    """
+    timeout = limits.timeout_s + 300 * contender.call_ns / 1e9
+    for worker in contender.workers:
+        reply = worker.call("warmup", timeout, calls=10, most=300, seconds=0.3)
+        contender.call_ns = float(reply["p50_ns"])
+        contender.profile = replace(
+            contender.profile,
+            warmup_calls=contender.profile.warmup_calls + reply["calls"],
+            steady=contender.profile.steady and reply["steady"],
+        )
+
+
+def time_in_turns(
+    contenders: Sequence[Contender],
+    requirement: Requirement,
+    sample_count: int,
+    limits: Limits,
+    rng: np.random.Generator,
+    progress: Progress,
+) -> None:
+    """Time all contenders block by block in random order until each is decided.
+
+    One runs at a time. A worker that fails ends its own contender only, which keeps its reason.
+    """
+    canaries: list[int] = []
+    active = [c for c in contenders if c.error is None]
+    while active and not limits.expired:
+        for index in rng.permutation(len(active)):
+            if not limits.expired:
+                _time_block(active[index], sample_count, limits, rng, canaries)
+        progress(contenders)
+        waiting = [c for c in active if not _settled(c, requirement, limits)]
+        # The reference alone has nobody left to be compared with.
+        active = waiting if any(not c.reference or _open(c, requirement) for c in waiting) else []
+
+
+def _time_block(
+    contender: Contender,
+    sample_count: int,
+    limits: Limits,
+    rng: np.random.Generator,
+    canaries: list[int],
+) -> None:
+    if contender.error is not None:
+        return
+    calls = int(min(max(1, BLOCK_NS / max(contender.call_ns, 1)), BLOCK_MOST))
+    blocks = contender.profile.blocks
+    process = len(blocks) % len(contender.workers)
+    lead = SPIN_NS if contender.job.settings.threads > 1 else 0
+    timeout = limits.timeout_s + 20 * (calls + 2) * contender.call_ns / 1e9
+    started = time.monotonic_ns()
+    try:
+        order = rng.integers(0, sample_count, calls).tolist()
+        reply = contender.workers[process].call("time", timeout, order=order, lead_ns=lead)
+    except WorkerError as error:
+        contender.error = str(error)
+        return
+    samples = np.frombuffer(base64.b64decode(reply["samples"]), np.int64)
+    canaries.extend(reply["canary_ns"])
+    block = Block(samples, process, started, _disturbance(reply, float(np.median(canaries))))
+    contender.profile = replace(contender.profile, blocks=(*blocks, block))
+
+
+def _disturbance(reply: dict[str, list[int]], usual_ns: float) -> str | None:
+    """What disturbed a block, in words; None if nothing that was watched did."""
+    slowest = max(reply["canary_ns"])
+    if slowest > DISTURBED_CANARY * usual_ns:
+        return f"fixed work took {slowest / usual_ns:.1f} times as long as usual"
+    counters = dict(reply["counters"])
+    if counters.get("throttled"):
+        return "the cgroup's quota throttled it"
+    if counters.get("steal_ticks", 0) > 1:
+        return "the host took the processor away"
+    return None
+
+
+def _settled(contender: Contender, requirement: Requirement, limits: Limits) -> bool:
+    profile = contender.profile
+    if contender.error is not None or limits.exhausted(profile):
+        return True
+    return not contender.reference and not _open(contender, requirement)
+
+
+def _open(contender: Contender, requirement: Requirement) -> bool:
+    """Whether more samples could still change what is known about a contender."""
+    profile = contender.profile
+    enough = (
+        profile.samples_ns.size >= INFORMATIVE_CALLS
+        or int(profile.samples_ns.sum()) >= INFORMATIVE_NS
+    )
+    if not enough or not contender.judged:
+        return not enough
+    evidence = weigh(profile, requirement)
+    if any(item.decision == "reject" for item in evidence):
+        return False
+    spread = len(profile.blocks) >= max(MIN_BLOCKS, 2 * len(contender.workers))
+    return not spread or any(item.decision == "undecided" for item in evidence)

@@ -1,0 +1,116 @@
+"""The result folder: written whole or not at all, and never over somebody else's files."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from optimize.errors import InputError, OptimizeError
+from optimize.models.model import FILE_NAME, Model
+
+MANIFEST = "manifest.json"
+REPORT = "report.json"
+_MARK = "tailfit"
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be written or is not ours, before any work is done.
+
+    Raises:
+        InputError: it is a file, holds something else, or its parent cannot be written.
+    """
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise InputError(f"--out {folder} exists and is no folder; name another")
+    if folder.is_dir() and any(folder.iterdir()) and not _ours(folder):
+        raise InputError(
+            f"--out {folder} exists and holds something else; name another folder, it is not touched"
+        )
+    parent = _existing_parent(folder)
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"--out {folder} cannot be created: {parent} is not a writable folder")
+
+
+def write(
+    folder: Path,
+    report_json: str,
+    manifest: dict[str, Any],
+    artefact: Model | None,
+    extra: Mapping[str, str],
+) -> Path | None:
+    """Write the folder beside its place, then move it there in one step.
+
+    Args:
+        folder: its place; an earlier result there is replaced.
+        report_json: the text of ``report.json``.
+        manifest: what the result was made of; digests of the files are added.
+        artefact: the chosen model; None if none was kept.
+        extra: further text files by name.
+
+    Returns:
+        The path of the model in the folder; None without one.
+
+    Raises:
+        OptimizeError: the disk is full or not writable; the earlier result is left as it was.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    except OSError as error:
+        raise OptimizeError(f"{folder} cannot be written: {error.strerror}") from error
+    try:
+        for file in artefact.files if artefact else ():
+            name = FILE_NAME if artefact and file == artefact.path else file.name
+            shutil.copyfile(file, staging / name)
+        for name, text in {REPORT: report_json + "\n", **extra}.items():
+            (staging / name).write_text(text, encoding="utf-8")
+        digests = {file.name: _digest(file) for file in sorted(staging.iterdir())}
+        content = {"tool": _MARK, **manifest, "files": digests}
+        (staging / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        staging.chmod(0o755)  # mkdtemp's folders are private
+        _swap(staging, folder)
+    except OSError as error:
+        raise OptimizeError(f"{folder} cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return folder / FILE_NAME if artefact else None
+
+
+def _swap(staging: Path, folder: Path) -> None:
+    """Put ``staging`` in the place of ``folder``; a failure between the two moves is undone."""
+    if not folder.exists():
+        staging.rename(folder)
+        return
+    old = staging.with_name(staging.name + ".old")
+    folder.rename(old)
+    try:
+        staging.rename(folder)
+    except OSError:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _ours(folder: Path) -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return isinstance(content, dict) and content.get("tool") == _MARK
+    return False
+
+
+def _existing_parent(folder: Path) -> Path:
+    parent = folder.absolute().parent
+    while not parent.exists() and parent != parent.parent:
+        parent = parent.parent
+    return parent
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,325 @@
+"""Plan, build, measure, judge, choose, confirm: one run from a request to a result."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol
+
+from optimize import output
+from optimize.build import Builder, Variant
+from optimize.choose import nearest_miss
+from optimize.errors import InputError, first_cause
+from optimize.measure import Limits
+from optimize.models.model import Model
+from optimize.models.source import Source, detect
+from optimize.passes.base import Context
+from optimize.passes.chain import Chain
+from optimize.plan import built_in
+from optimize.prepare import Prepared, prepare
+from optimize.report import (
+    EXIT_INTERNAL,
+    EXIT_INTERRUPTED,
+    EXIT_KEPT,
+    EXIT_NONE,
+    EXIT_UNDECIDED,
+    DataReport,
+    Report,
+    Result,
+    SettingsReport,
+    SourceReport,
+    VariantReport,
+)
+from optimize.request import Request
+from optimize.screen import Screening
+from optimize.targets.base import Device, Settings, Target
+from optimize.targets.local import LocalTarget
+
+CHECK_SAMPLES = 4
+# Shares of the time limit: building ends in time to measure, measuring in time to confirm.
+BUILD_SHARE, SCREEN_SHARE = 0.5, 0.8
+_PACKAGES = ("tailfit", "onnxruntime", "onnx", "onnxscript", "torch", "transformers", "numpy")
+
+
+class Observer(Protocol):
+    """Who is told how a run goes on."""
+
+    def stage(self, name: str, total: int) -> None:
+        """A stage with ``total`` steps begins; 0 if their number is unknown."""
+
+    def step(self, done: float, text: str) -> None:
+        """``done`` steps of the stage are done; ``text`` is what happens now."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line of its own."""
+
+
+class Silent:
+    """Tells nobody."""
+
+    def stage(self, name: str, total: int) -> None:
+        """Do nothing."""
+
+    def step(self, done: float, text: str) -> None:
+        """Do nothing."""
+
+    def note(self, text: str) -> None:
+        """Do nothing."""
+
+
+@dataclass
+class _Run:
+    """What is known so far, so that a run that is cut short can still report it."""
+
+    request: Request
+    target: Target
+    device: Device
+    settings: Settings
+    started: float
+    source: Source | None = None
+    prepared: Prepared | None = None
+    screening: Screening | None = None
+    unbuilt: list[VariantReport] = field(default_factory=list)
+    artefacts: dict[str, Model] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def limits(self, share: float) -> Limits:
+        limit = self.request.time_limit_s
+        return Limits(deadline=None if limit is None else self.started + share * limit)
+
+
+def run(request: Request, observer: Observer | None = None, target: Target | None = None) -> Result:
+    """Carry out a request.
+
+    An internal error or an interruption does not raise: the result then carries it as ``error``,
+    and the report holds whatever was finished.
+
+    Raises:
+        InputError: what was given cannot be used; nothing is written.
+    """
+    observer, target = observer or Silent(), target or LocalTarget()
+    output.check_writable(request.folder)
+    device = target.device()
+    settings = Settings(threads=request.threads or device.granted_cores)
+    state = _Run(request, target, device, settings, time.monotonic())
+    folder = Path(tempfile.mkdtemp(prefix="optimize-"))
+    error: BaseException | None = None
+    try:
+        _stages(state, folder, observer)
+    except InputError:
+        raise
+    except OSError as problem:
+        _refuse_full_disk(problem, folder)
+        error = problem
+    except (Exception, KeyboardInterrupt) as problem:
+        error = problem
+    try:
+        return _finish(state, error)
+    finally:
+        if state.screening:
+            state.screening.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _stages(state: _Run, folder: Path, observer: Observer) -> None:
+    observer.stage("load and export", 0)
+    state.source = detect(state.request.model)
+    state.prepared = prepare(state.request, state.source, folder)
+    state.notes += state.prepared.notes
+    exported = state.prepared.exported
+    observer.note(f"{state.source.kind} by {exported.route}, outputs {exported.difference}")
+    variants = _build(state, folder, observer)
+    screening = Screening(
+        state.target, state.settings, state.prepared, state.request, len(variants), folder
+    )
+    state.screening = screening
+    screening.measure(variants, state.limits(SCREEN_SHARE), observer)
+    screening.confirm(state.limits(1.0), observer)
+
+
+def _build(state: _Run, folder: Path, observer: Observer) -> list[Variant]:
+    """Build every chain of the plan; what has no artefact becomes a row at once."""
+    prepared = state.prepared
+    assert prepared is not None  # set just before
+    model = prepared.exported.model
+    chains = _plan(state.request, prepared)
+    context = Context(
+        folder=folder,
+        samples=prepared.evaluation.take(range(min(CHECK_SAMPLES, len(prepared.evaluation)))),
+        calibration=prepared.calibration,
+        seed=state.request.seed,
+        isa=frozenset(state.device.isa),
+    )
+    builder = Builder(model, context, lambda step, given, ctx: step(given, ctx))
+    limits, built, digests = state.limits(BUILD_SHARE), [], {}
+    observer.stage("build", len(chains))
+    for number, chain in enumerate(chains):
+        observer.step(number, str(chain))
+        if limits.expired:
+            variant = Variant(chain, None, "skipped", "the time limit left no time to build it")
+        else:
+            variant = builder.build(chain)
+        if variant.model is not None and variant.model.digest in digests:
+            reason = f"the same artefact as {digests[variant.model.digest]}"
+            variant = Variant(chain, None, "skipped", reason, variant.notes, variant.seconds)
+        if variant.model is None:
+            state.unbuilt.append(_unbuilt(variant, state.settings.runtime))
+            continue
+        digests[variant.model.digest] = chain
+        state.artefacts[str(chain)] = variant.model
+        built.append(variant)
+    return built
+
+
+def _plan(request: Request, prepared: Prepared) -> list[Chain]:
+    calibrated = prepared.calibration is not None
+    chains = request.chains
+    if chains is None:
+        chains = built_in(prepared.exported.model, calibrated)
+    return [Chain(), *(chain for chain in chains if chain.passes)]
+
+
+def _unbuilt(variant: Variant, runtime: str) -> VariantReport:
+    return VariantReport(
+        chain=str(variant.chain),
+        runtime=runtime,
+        status="failed" if variant.problem == "failed" else "skipped",
+        reason=variant.reason,
+        notes=variant.notes,
+        build_s=variant.seconds,
+    )
+
+
+def _finish(state: _Run, error: BaseException | None) -> Result:
+    report = _report(state, error)
+    artefact = state.artefacts.get(report.chosen) if report.chosen else None
+    manifest = _manifest(state, report, artefact)
+    extra = {"error.txt": "".join(traceback.format_exception(error))} if error else {}
+    path = output.write(state.request.folder, report.to_json(), manifest, artefact, extra)
+    return Result(report, state.request.folder, path, error)
+
+
+def _report(state: _Run, error: BaseException | None) -> Report:
+    request, prepared = state.request, state.prepared
+    rows = _rows(state)
+    screening = state.screening
+    chosen = screening.chosen if screening and error is None else None
+    floor = prepared.floor if prepared else request.floor
+    if isinstance(error, KeyboardInterrupt):
+        state.notes.append("interrupted: what was finished is reported, nothing is chosen")
+    elif error is not None:
+        state.notes.append(f"internal error: {first_cause(error)}; see error.txt")
+    return Report(
+        source=_source_report(state),
+        device=state.device,
+        versions=versions(),
+        settings=SettingsReport(
+            objective=request.objective,
+            confidence=request.confidence,
+            provider=state.settings.provider,
+            threads=state.settings.threads,
+            seed=request.seed,
+            time_limit_s=request.time_limit_s,
+        ),
+        budgets=tuple(map(str, request.budgets)),
+        floor=str(floor) if floor else None,
+        data=prepared.data if prepared else _NO_DATA,
+        variants=rows,
+        chosen=chosen,
+        exit_code=_exit_code(rows, chosen, error),
+        nearest_miss=None if chosen else nearest_miss(rows, request.budgets, floor),
+        notes=tuple(state.notes),
+        seconds=time.monotonic() - state.started,
+    )
+
+
+_NO_DATA = DataReport("", "", False, 0, 0, 0, 0, None, 1)
+
+
+def _rows(state: _Run) -> tuple[VariantReport, ...]:
+    """All rows in the order of the plan, the source first."""
+    rows = {row.chain: row for row in state.unbuilt}
+    if state.screening:
+        rows |= {row.chain: row for row in state.screening.rows()}
+    if state.prepared is None:
+        return tuple(rows.values())
+    order = [str(chain) for chain in _plan(state.request, state.prepared)]
+    return tuple(rows[name] for name in order if name in rows)
+
+
+def _exit_code(
+    rows: Sequence[VariantReport], chosen: str | None, error: BaseException | None
+) -> int:
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    if error is not None:
+        return EXIT_INTERNAL
+    if chosen is not None:
+        return EXIT_KEPT
+    return EXIT_UNDECIDED if any(r.status == "undecided" for r in rows) else EXIT_NONE
+
+
+def _source_report(state: _Run) -> SourceReport:
+    source, prepared = state.source, state.prepared
+    name = state.request.model.name
+    if source is None:
+        return SourceReport(name, "unknown", "", 0, "", "")
+    if prepared is None:
+        return SourceReport(name, source.kind, source.digest, source.size_bytes, "", "")
+    exported = prepared.exported
+    return SourceReport(
+        name=name,
+        kind=source.kind,
+        digest=source.digest,
+        size_bytes=source.size_bytes,
+        route=exported.route,
+        difference=str(exported.difference),
+        notes=exported.notes,
+    )
+
+
+def _manifest(state: _Run, report: Report, artefact: Model | None) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {
+        "schema": 1,
+        "chain": report.chosen,
+        "runtime": state.settings.runtime,
+        "provider": state.settings.provider,
+        "threads": state.settings.threads,
+        "batch": report.data.batch,
+        "source_digest": report.source.digest,
+        "data_digest": report.data.digest,
+        "model_digest": artefact.digest if artefact else None,
+        "seed": report.settings.seed,
+        "device": asdict(report.device),
+        "versions": report.versions,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what a result depends on."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _refuse_full_disk(problem: OSError, folder: Path) -> None:
+    import errno
+
+    if problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        shutil.rmtree(folder, ignore_errors=True)
+        raise InputError(
+            f"the disk is full: {problem.strerror} while writing to {folder.parent}; "
+            "free some space, or point TMPDIR elsewhere"
+        ) from problem

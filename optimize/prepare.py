@@ -1,0 +1,225 @@
+"""From the user's files to an exported model, shared-out samples and a metric."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from optimize.budgets.accuracy import METRICS, Metric, custom
+from optimize.budgets.budget import Floor
+from optimize.errors import InputError, nearest
+from optimize.models import data as samples
+from optimize.models.data import Array, Dataset
+from optimize.models.export import Exported, export, input_specs
+from optimize.models.model import TensorSpec
+from optimize.models.source import Loaded, Source, load
+from optimize.models.usercode import call, is_reference, load_function
+from optimize.report import DataReport
+from optimize.request import Request
+
+SYNTHETIC_SAMPLES = 32
+DEFAULT_DROP = Floor("drop", 0.01)
+DEFAULT_COSINE = Floor("absolute", 0.99, "cosine")
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """All that variants are made from and judged on.
+
+    Attributes:
+        exported: the source as ONNX.
+        evaluation: batches that the accuracy is evaluated on.
+        calibration: batches that ranges may be estimated from; None without real data.
+        latency: batches that are timed: all of the data, evaluation first.
+        labels: of the evaluation's single samples; None without.
+        batch: samples a call.
+        metric: how outputs are judged.
+        floor: what the metric must reach.
+        data: the same in figures.
+        notes: what a reader must know.
+    """
+
+    exported: Exported
+    evaluation: Dataset
+    calibration: Dataset | None
+    latency: Dataset
+    labels: Array | None
+    batch: int
+    metric: Metric
+    floor: Floor
+    data: DataReport
+    notes: tuple[str, ...]
+
+    def per_sample(self, outputs: dict[str, list[Array]]) -> dict[str, list[Array]]:
+        """Split each call's outputs into single samples, without the batch axis.
+
+        Raises:
+            InputError: an output does not hold one entry for each sample of a batch.
+        """
+        if not self.evaluation.batch_first:
+            return outputs
+        return {name: self._rows(name, arrays) for name, arrays in outputs.items()}
+
+    def _rows(self, name: str, arrays: list[Array]) -> list[Array]:
+        if all(array.ndim > 0 and array.shape[0] == self.batch for array in arrays):
+            return [row for array in arrays for row in array]
+        if self.batch == 1:
+            return arrays
+        raise InputError(f"output {name} has no batch axis; its samples need --batch 1")
+
+
+def prepare(request: Request, source: Source, folder: Path) -> Prepared:
+    """Load, export and check the source, and share the samples out.
+
+    Args:
+        request: the run.
+        source: what ``request.model`` is.
+        folder: receives the exported model.
+
+    Raises:
+        InputError: anything given does not fit.
+    """
+    metric, floor = _metric(request)
+    loaded = load(source, request.arch, request.trust_pickle)
+    specs = _specs(request, loaded)
+    real = samples.read_data(request.data) if request.data else None
+    data = real or _synthetic(specs, loaded, request.seed)
+    exported = export(loaded, data, specs, folder)
+    data = exported.data
+    calibration = None
+    if request.calibration:
+        read = samples.read_data(request.calibration, "--calibration")
+        calibration = samples.fit(read, exported.model.signature.inputs, "--calibration")
+    evaluation, notes = data, []
+    if real and calibration is None:
+        if len(data) > 1:
+            calibration, evaluation = samples.split(data, request.seed)
+        else:
+            notes.append("one sample cannot be shared: passes that need calibration are left out")
+    metric, floor = _defaults(metric, floor, data)
+    if real is None:
+        notes.append("no data was given: the accuracy was judged on synthetic inputs, which says "
+                     "little about real ones")
+    own = calibration if calibration and not request.calibration else None
+    return _assemble(request, exported, evaluation, calibration, own, metric, floor, notes)
+
+
+def _assemble(
+    request: Request,
+    exported: Exported,
+    evaluation: Dataset,
+    calibration: Dataset | None,
+    own: Dataset | None,
+    metric: Metric,
+    floor: Floor,
+    notes: list[str],
+) -> Prepared:
+    """Batch the shares; ``own`` is a calibration share that came from the data itself."""
+    fixed = samples.static_batch(exported.model.signature.inputs)
+    batch = request.batch or fixed or 1
+    if fixed and evaluation.batch_first and fixed != batch:
+        raise InputError(f"--batch {batch} does not fit: the model's batch is fixed to {fixed}")
+    whole = samples.batched(evaluation, batch)
+    extra = samples.batched(own, batch) if own and len(own) >= batch else None
+    fitted = None
+    if calibration is not None:
+        fitted = samples.batched(calibration, batch) if len(calibration) >= batch else None
+    report = DataReport(
+        origin=Path(evaluation.origin).name,
+        digest=evaluation.digest,
+        synthetic=request.data is None,
+        samples=len(evaluation) + len(own or ()),
+        latency_samples=(len(whole) + len(extra or ())) * batch,
+        evaluation_samples=len(whole) * batch,
+        calibration_samples=len(calibration or ()),
+        calibration_origin=Path(request.calibration).name if request.calibration else None,
+        batch=batch,
+    )
+    return Prepared(
+        exported=exported,
+        evaluation=whole,
+        calibration=fitted,
+        latency=_joined(whole, extra),
+        labels=None if evaluation.labels is None else evaluation.labels[: len(whole) * batch],
+        batch=batch,
+        metric=metric,
+        floor=floor,
+        data=report,
+        notes=tuple(notes),
+    )
+
+
+def _joined(first: Dataset, second: Dataset | None) -> Dataset:
+    if second is None:
+        return first
+    inputs = {name: [*arrays, *second.inputs[name]] for name, arrays in first.inputs.items()}
+    return replace(first, inputs=inputs, labels=None)
+
+
+def _specs(request: Request, loaded: Loaded) -> Sequence[TensorSpec]:
+    known = {spec.name: spec for spec in input_specs(loaded)}
+    given = {spec.name: spec for spec in request.inputs}
+    strange = sorted(given.keys() - set(loaded.inputs))
+    if strange:
+        raise InputError(f"--input {strange[0]}: {nearest(strange[0], loaded.inputs)}")
+    return [spec for name in loaded.inputs if (spec := given.get(name) or known.get(name))]
+
+
+def _synthetic(specs: Sequence[TensorSpec], loaded: Loaded, seed: int) -> Dataset:
+    missing = [name for name in loaded.required if name not in {spec.name for spec in specs}]
+    if missing:
+        raise InputError(
+            f"{loaded.source.path} does not tell the shape of its input {missing[0]}; "
+            f"give --data, or --input {missing[0]}=1x3x224x224:float32 with its shape and type"
+        )
+    return samples.synthetic(specs, SYNTHETIC_SAMPLES, seed)
+
+
+def _metric(request: Request) -> tuple[Metric | None, Floor | None]:
+    """The metric and floor as far as the request tells, without looking at the data."""
+    floor = request.floor
+    name = request.metric or (floor.metric if floor else None)
+    if name is None:
+        return None, floor
+    if is_reference(name):
+        metric = _custom(name)
+    elif name in METRICS:
+        metric = METRICS[name]
+    else:
+        choices = [*METRICS, "file.py:function"]
+        where = "--metric" if request.metric else f"floor {floor}:"
+        raise InputError(f"{where} {name} is unknown; {nearest(name, choices)}")
+    if floor and floor.metric and floor.metric != metric.name:
+        raise InputError(f"floor {floor} is not a value of the metric {metric.name}")
+    return metric, floor
+
+
+def _custom(reference: str) -> Metric:
+    function = load_function(reference, "--metric")
+
+    def checked(outputs: Any, labels: Any) -> float:
+        value = call(function, f"--metric {reference}", outputs, labels)
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            raise InputError(
+                f"--metric {reference} must return a number, it gave {type(value).__name__}"
+            ) from None
+
+    return custom(reference.rpartition(":")[2], checked)
+
+
+def _defaults(
+    metric: Metric | None, floor: Floor | None, data: Dataset
+) -> tuple[Metric, Floor]:
+    labelled = data.labels is not None
+    metric = metric or METRICS["top1" if labelled else "cosine"]
+    if metric.needs_labels and not labelled:
+        raise InputError(
+            f"metric {metric.name} needs labels; {data.origin} holds none. "
+            "Add an array named labels, or use --metric cosine"
+        )
+    default = DEFAULT_COSINE if metric.name == "cosine" else DEFAULT_DROP
+    return metric, floor or default

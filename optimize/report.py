@@ -1,0 +1,250 @@
+"""The result of a run: what every caller, reader and later version is told.
+
+``SCHEMA`` is raised when a field changes its meaning or goes; new fields may come without.
+History: 1, the first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from optimize.budgets.accuracy import Accuracy
+from optimize.budgets.profile import Profile, percentile_bounds
+from optimize.budgets.verdict import Status
+from optimize.errors import InputError
+from optimize.targets.base import Device
+
+SCHEMA = 1
+EXIT_KEPT, EXIT_NONE, EXIT_USAGE, EXIT_UNDECIDED = 0, 1, 2, 3
+EXIT_INTERNAL, EXIT_INTERRUPTED = 70, 130
+
+
+@dataclass(frozen=True)
+class LatencyReport:
+    """Percentiles of all timed calls, in milliseconds.
+
+    The bounds are one-sided, each at the run's confidence; None where there are too few samples.
+    ``clean_samples`` were timed while nothing disturbed the machine.
+    """
+
+    p50_ms: float
+    p90_ms: float
+    p95_ms: float
+    p99_ms: float
+    p999_ms: float
+    p50_lower_ms: float | None
+    p50_upper_ms: float | None
+    p99_lower_ms: float | None
+    p99_upper_ms: float | None
+    samples: int
+    clean_samples: int
+    processes: int
+    load_ms: float
+    first_call_ms: float
+    warmup_calls: int
+    steady: bool
+
+    @classmethod
+    def of(cls, profile: Profile, confidence: float) -> LatencyReport:
+        """Summarize a profile that has samples."""
+        ms = {p: profile.percentile_ns(p) / 1e6 for p in (0.5, 0.9, 0.95, 0.99, 0.999)}
+        bounds = {
+            p: [b if b is None else b / 1e6
+                for b in percentile_bounds(profile.samples_ns, p, confidence)]
+            for p in (0.5, 0.99)
+        }
+        return cls(
+            p50_ms=ms[0.5],
+            p90_ms=ms[0.9],
+            p95_ms=ms[0.95],
+            p99_ms=ms[0.99],
+            p999_ms=ms[0.999],
+            p50_lower_ms=bounds[0.5][0],
+            p50_upper_ms=bounds[0.5][1],
+            p99_lower_ms=bounds[0.99][0],
+            p99_upper_ms=bounds[0.99][1],
+            samples=profile.samples_ns.size,
+            clean_samples=profile.clean_ns.size,
+            processes=len({block.process for block in profile.blocks}),
+            load_ms=profile.load_ns / 1e6,
+            first_call_ms=profile.first_call_ns / 1e6,
+            warmup_calls=profile.warmup_calls,
+            steady=profile.steady,
+        )
+
+
+@dataclass(frozen=True)
+class AccuracyReport:
+    """The metric with its interval, and its paired change against the source."""
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    samples: int
+    source_value: float
+    change: float
+    change_low: float
+    change_high: float
+
+    @classmethod
+    def of(cls, accuracy: Accuracy) -> AccuracyReport:
+        """Take over the fields of a comparison."""
+        fields = cls.__dataclass_fields__
+        return cls(**{name: getattr(accuracy, name) for name in fields})
+
+
+@dataclass(frozen=True)
+class VariantReport:
+    """One row: a chain, its verdict, and the evidence.
+
+    ``speedup`` is the source's median latency over this one's, both timed in turns.
+    """
+
+    chain: str
+    runtime: str
+    status: Status
+    reason: str
+    latency: LatencyReport | None = None
+    accuracy: AccuracyReport | None = None
+    size_bytes: int | None = None
+    digest: str | None = None
+    speedup: float | None = None
+    notes: tuple[str, ...] = ()
+    build_s: float = 0.0
+    profile_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class SourceReport:
+    """The user's model, and how it became the first variant."""
+
+    name: str
+    kind: str
+    digest: str
+    size_bytes: int
+    route: str
+    difference: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """The samples, and how many served which purpose."""
+
+    origin: str
+    digest: str
+    synthetic: bool
+    samples: int
+    latency_samples: int
+    evaluation_samples: int
+    calibration_samples: int
+    calibration_origin: str | None
+    batch: int
+
+
+@dataclass(frozen=True)
+class SettingsReport:
+    """How variants were run and judged."""
+
+    objective: str
+    confidence: float
+    provider: str
+    threads: int
+    seed: int
+    time_limit_s: float | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """A whole run.
+
+    Attributes:
+        chosen: the chain that the objective picked among the kept ones; None if none was kept.
+        nearest_miss: in words, if none was kept and a variant came close.
+        exit_code: 0 kept, 1 none, 3 none but some undecided, 70 internal error, 130 interrupted.
+        notes: what a reader must know about the whole run.
+    """
+
+    source: SourceReport
+    device: Device
+    versions: dict[str, str]
+    settings: SettingsReport
+    budgets: tuple[str, ...]
+    floor: str | None
+    data: DataReport
+    variants: tuple[VariantReport, ...]
+    chosen: str | None
+    exit_code: int
+    nearest_miss: str | None = None
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+    schema: Literal[1] = SCHEMA
+
+    def variant(self, chain: str) -> VariantReport:
+        """The row of a chain.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for variant in self.variants:
+            if variant.chain == chain:
+                return variant
+        raise KeyError(chain)
+
+    def to_json(self) -> str:
+        """The report as JSON text, schema first."""
+        import json
+        from dataclasses import asdict
+
+        fields = asdict(self)
+        return json.dumps({"schema": fields.pop("schema"), **fields}, indent=2, default=_plain)
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """Read a report back.
+
+        Raises:
+            InputError: it is no report, or of another schema.
+        """
+        from pydantic import TypeAdapter, ValidationError
+
+        try:
+            report: Report = TypeAdapter(cls).validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "the text"
+            raise InputError(f"this is no report of schema {SCHEMA}: {place}: {first['msg']}") from None
+        return report
+
+
+@dataclass(frozen=True)
+class Result:
+    """What :func:`optimize.optimize` returns: the report and where its folder lies.
+
+    Attributes:
+        report: as in ``report.json``.
+        folder: the result folder.
+        model: the chosen artefact; None if no variant was kept.
+        error: what cut the run short; None if nothing did.
+    """
+
+    report: Report
+    folder: Path
+    model: Path | None
+    error: BaseException | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """As the command exits."""
+        return self.report.exit_code
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} does not belong in a report")

@@ -1,0 +1,136 @@
+"""What a caller asks for, checked and typed, before anything is loaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from optimize.budgets.budget import Budget, Floor
+from optimize.choose import Objective
+from optimize.errors import InputError
+from optimize.models.model import TensorSpec
+from optimize.passes.chain import Chain
+
+DEFAULT_TIME_LIMIT_S = 600.0
+_INPUT = re.compile(r"([^=\s]+)=([\w?]+(?:x[\w?]+)*|scalar):(\w+)")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+@dataclass(frozen=True)
+class Request:
+    """One run.
+
+    Attributes:
+        model: the source.
+        budgets: at least one; all must hold.
+        floor: None for the metric's default floor.
+        data, calibration: where samples are read from; None for none.
+        metric: a metric's name or ``file.py:function``; None for the default.
+        chains: only these; None for the built-in plan.
+        objective: what to pick by among the kept.
+        threads: None for the cores that are granted.
+        batch: samples a call; None for the model's own, or 1.
+        confidence: of a kept verdict.
+        time_limit_s: for the whole run; None for no limit.
+        inputs: types and shapes that the source does not tell.
+        arch: ``file.py:factory`` for weights without an architecture.
+        trust_pickle: whether a pickle may run code.
+        out: the result folder; None for ``<model>.optimized``.
+        seed: for shares, order and synthetic inputs.
+    """
+
+    model: Path
+    budgets: tuple[Budget, ...]
+    floor: Floor | None = None
+    data: str | None = None
+    calibration: str | None = None
+    metric: str | None = None
+    chains: tuple[Chain, ...] | None = None
+    objective: Objective = "latency"
+    threads: int | None = None
+    batch: int | None = None
+    confidence: float = 0.99
+    time_limit_s: float | None = DEFAULT_TIME_LIMIT_S
+    inputs: tuple[TensorSpec, ...] = ()
+    arch: str | None = None
+    trust_pickle: bool = False
+    out: Path | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without loading anything.
+
+        Raises:
+            InputError: a value is out of its range.
+        """
+        if not self.budgets:
+            raise InputError("no budget is given; add for example --budget p99=20ms")
+        names = [budget.quantity for budget in self.budgets]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise InputError(f"budget {twice} is given twice")
+        if not 0.5 < self.confidence < 1:
+            raise InputError(f"--confidence {self.confidence:g} is not between 0.5 and 1")
+        for option, value in (("--threads", self.threads), ("--batch", self.batch)):
+            if value is not None and value < 1:
+                raise InputError(f"{option} {value} is not at least 1")
+        if self.objective not in ("latency", "accuracy", "size"):
+            raise InputError(f"--objective {self.objective} is none of latency, accuracy, size")
+        if self.calibration and not self.data:
+            raise InputError("--calibration needs --data, on which the accuracy is evaluated")
+
+    @property
+    def folder(self) -> Path:
+        """Where the result goes."""
+        if self.out is not None:
+            return self.out
+        name = self.model.resolve().name if self.model.is_dir() else self.model.stem
+        return self.model.resolve().parent / f"{name}.optimized"
+
+
+def parse_input(text: str) -> TensorSpec:
+    """Read ``name=1x3x224x224:float32``; a word or ``?`` for an axis is one that may vary.
+
+    Raises:
+        InputError: the text is no input specification.
+    """
+    match = _INPUT.fullmatch(text.strip())
+    example = "write for example image=Nx3x224x224:float32"
+    if match is None:
+        raise InputError(f"--input {text!r} is not of the form name=SHAPE:TYPE; {example}")
+    name, axes, dtype = match.groups()
+    import numpy as np
+
+    try:
+        kind = np.dtype(dtype)
+    except TypeError:
+        raise InputError(f"--input {text!r}: {dtype!r} is no element type; {example}") from None
+    shape: tuple[int | str | None, ...] = ()
+    if axes != "scalar":
+        shape = tuple(int(a) if a.isdigit() else None if a == "?" else a for a in axes.split("x"))
+    if 0 in shape:
+        raise InputError(f"--input {text!r} has an axis of length 0")
+    return TensorSpec(name, kind.name, shape)
+
+
+def parse_duration(text: str) -> float | None:
+    """Read ``90s``, ``10m``, ``1.5h`` or ``none`` as seconds.
+
+    Raises:
+        InputError: the text is no duration.
+    """
+    if text.strip() == "none":
+        return None
+    match = _DURATION.fullmatch(text.strip())
+    if match is None or float(match.group(1)) <= 0:
+        raise InputError(f"--time-limit {text!r} is no duration; write for example 90s, 10m or none")
+    return float(match.group(1)) * _SECONDS[match.group(2)]
+
+
+def parse_chains(texts: Sequence[str]) -> tuple[Chain, ...] | None:
+    """Read chains, dropping repetitions; None if there are none."""
+    chains = {str(chain): chain for chain in map(Chain.parse, texts)}
+    return tuple(chains.values()) or None

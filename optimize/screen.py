@@ -1,0 +1,312 @@
+"""Judge all variants side by side, then confirm the best in fresh processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from optimize.budgets.accuracy import Accuracy, Outputs, Scores, compare
+from optimize.budgets.verdict import Requirement, Verdict, judge, weigh
+from optimize.build import Variant
+from optimize.choose import rank
+from optimize.errors import InputError, WorkerError
+from optimize.measure import (
+    Contender,
+    Limits,
+    collect_outputs,
+    open_worker,
+    time_in_turns,
+    warm_up,
+)
+from optimize.models.model import Model
+from optimize.passes.chain import SOURCE
+from optimize.prepare import Prepared
+from optimize.report import AccuracyReport, LatencyReport, VariantReport
+from optimize.request import Request
+from optimize.targets.base import Job, Settings, Target
+from optimize.targets.inputs import write_inputs
+
+FRESH_PROCESSES = 3
+MEMORY_SHARE = 0.5
+MOST_AT_ONCE = 16
+
+
+class Observer(Protocol):
+    """The part of the pipeline's observer that is used here."""
+
+    def stage(self, name: str, total: int) -> None:
+        """A stage begins."""
+
+    def step(self, done: float, text: str) -> None:
+        """A step is done."""
+
+
+@dataclass
+class _Candidate:
+    """A variant and what has been found out about it."""
+
+    variant: Variant
+    model: Model
+    contender: Contender
+    accuracy: Accuracy | None = None
+    verdict: Verdict | None = None
+    confirmed: bool = False
+    profile_s: float = 0.0
+
+
+@dataclass
+class Screening:
+    """The measuring half of a run; ``rows`` can be asked for at any moment.
+
+    Attributes:
+        chosen: the chain that was confirmed; None as long as none is.
+    """
+
+    target: Target
+    settings: Settings
+    prepared: Prepared
+    request: Request
+    contenders: int
+    folder: Path
+    chosen: str | None = None
+    _candidates: list[_Candidate] = field(default_factory=list)
+    _source_scores: Scores | None = None
+    _source_outputs: Outputs = field(default_factory=dict)
+
+    @property
+    def requirement(self) -> Requirement:
+        """What every variant must prove while all are screened."""
+        return Requirement(
+            self.request.budgets,
+            self.prepared.floor,
+            self.request.confidence,
+            contenders=max(1, self.contenders),
+        )
+
+    def measure(self, variants: Sequence[Variant], limits: Limits, observer: Observer) -> None:
+        """Evaluate and time the source and all variants, as many at once as memory allows.
+
+        Raises:
+            InputError: the source itself does not run, or its metric cannot be computed.
+        """
+        inputs = write_inputs(self.prepared.latency, self.folder / "inputs")
+        for number, variant in enumerate(variants):
+            if variant.model is not None:
+                job = Job(
+                    variant.model.path, inputs, self.folder / f"variant-{number}", self.settings
+                )
+                contender = Contender(str(variant.chain), job, reference=number == 0)
+                self._candidates.append(_Candidate(variant, variant.model, contender))
+        reference, *others = self._candidates
+        observer.stage("evaluate and time", 2 * len(self._candidates))
+        self._evaluate_source(reference, limits)
+        waiting, done = others, 1
+        while True:
+            heat, waiting = self._open_heat(waiting, limits, observer, done)
+            self._time([reference, *heat], limits, observer, done)
+            done += len(heat)
+            if not waiting:
+                break
+        self.close()
+
+    def confirm(self, limits: Limits, observer: Observer) -> None:
+        """Time the best kept variant again in fresh processes; go on to the next if it fails."""
+        higher = self.prepared.metric.higher_is_better
+        while best := next(iter(rank(self._unconfirmed(), self.request.objective, higher)), None):
+            candidate = next(c for c in self._candidates if str(c.variant.chain) == best.chain)
+            observer.stage(f"confirm {best.chain}", FRESH_PROCESSES)
+            self._confirm(candidate, limits, observer)
+            if candidate.verdict and candidate.verdict.status == "kept":
+                self.chosen = best.chain
+                return
+
+    def rows(self) -> list[VariantReport]:
+        """What is known now about every variant that was built."""
+        return [self._row(candidate) for candidate in self._candidates]
+
+    def close(self) -> None:
+        """End all worker processes."""
+        for candidate in self._candidates:
+            candidate.contender.close()
+
+    def _unconfirmed(self) -> list[VariantReport]:
+        return [self._row(c) for c in self._candidates if not c.confirmed]
+
+    def _evaluate_source(self, reference: _Candidate, limits: Limits) -> None:
+        try:
+            self._evaluate(reference, limits)
+        except (WorkerError, InputError) as error:
+            raise InputError(f"the source cannot be judged: {error}") from error
+
+    def _open_heat(
+        self, waiting: list[_Candidate], limits: Limits, observer: Observer, done: int
+    ) -> tuple[list[_Candidate], list[_Candidate]]:
+        """Evaluate candidates one by one and keep their workers, until memory is half used."""
+        memory = self.target.device().memory_bytes or 8 << 30
+        heat: list[_Candidate] = []
+        used = self._candidates[0].contender.rss_bytes
+        for number, candidate in enumerate(waiting):
+            if heat and (used > MEMORY_SHARE * memory or len(heat) >= MOST_AT_ONCE):
+                return heat, waiting[number:]
+            observer.step(done + len(heat), f"outputs of {candidate.contender.name}")
+            heat.append(candidate)
+            if limits.expired:
+                candidate.contender.error = _LATE
+                continue
+            try:
+                self._evaluate(candidate, limits)
+            except (WorkerError, InputError) as error:
+                candidate.contender.error = str(error)
+                candidate.contender.close()
+            used += candidate.contender.rss_bytes
+        return heat, []
+
+    def _evaluate(self, candidate: _Candidate, limits: Limits) -> None:
+        """Start a worker, compare its outputs with the source's, and judge its accuracy."""
+        begun = time.perf_counter()
+        contender, prepared = candidate.contender, self.prepared
+        open_worker(self.target, contender, limits)
+        outputs = collect_outputs(contender, len(prepared.evaluation), limits)
+        rows = prepared.per_sample(outputs)
+        if contender.reference:
+            self._source_outputs = rows
+        scores = prepared.metric.score(rows, prepared.labels, self._source_outputs)
+        if contender.reference:
+            self._source_scores = scores
+        assert self._source_scores is not None  # the source is evaluated first
+        candidate.accuracy = compare(
+            prepared.metric, scores, self._source_scores, self.request.confidence
+        )
+        contender.judged = self._in_the_race(candidate)
+        candidate.profile_s += time.perf_counter() - begun
+
+    def _in_the_race(self, candidate: _Candidate) -> bool:
+        fits = all(
+            candidate.model.size_bytes <= budget.limit
+            for budget in self.request.budgets
+            if budget.tail is None
+        )
+        accurate = candidate.accuracy is not None and candidate.accuracy.meets(self.prepared.floor)
+        return fits and accurate is not False
+
+    def _time(
+        self, heat: Sequence[_Candidate], limits: Limits, observer: Observer, done: int
+    ) -> None:
+        for candidate in heat:
+            if candidate.contender.error is None and not limits.expired:
+                self._warm_up(candidate, limits)
+
+        def progress(contenders: Sequence[Contender]) -> None:
+            left = sum(_seconds_left(c, self.requirement, limits) for c in contenders)
+            calls = sum(c.profile.samples_ns.size for c in contenders)
+            settled = sum(_seconds_left(c, self.requirement, limits) == 0 for c in contenders)
+            text = f"{calls} calls timed, about {left:.0f} s left"
+            observer.step(len(self._candidates) + done - 1 + settled, text)
+
+        rng = np.random.default_rng(self.request.seed)
+        contenders = [candidate.contender for candidate in heat]
+        count = len(self.prepared.latency)
+        time_in_turns(contenders, self.requirement, count, limits, rng, progress)
+        for candidate in heat:
+            candidate.profile_s += float(candidate.contender.profile.samples_ns.sum()) / 1e9
+            candidate.verdict = self._judge(candidate, self.requirement)
+            if not candidate.contender.reference:
+                candidate.contender.close()
+
+    def _warm_up(self, candidate: _Candidate, limits: Limits) -> None:
+        begun = time.perf_counter()
+        try:
+            warm_up(candidate.contender, limits)
+        except WorkerError as error:
+            candidate.contender.error = str(error)
+        candidate.profile_s += time.perf_counter() - begun
+
+    def _judge(self, candidate: _Candidate, requirement: Requirement) -> Verdict:
+        contender = candidate.contender
+        if contender.error == _LATE:
+            return Verdict("undecided", _LATE)
+        if contender.error is not None:
+            return Verdict("failed", contender.error)
+        return judge(
+            contender.profile, candidate.accuracy, candidate.model.size_bytes, requirement
+        )
+
+    def _confirm(self, candidate: _Candidate, limits: Limits, observer: Observer) -> None:
+        candidate.confirmed = True
+        screened = candidate.contender
+        fresh = Contender(
+            screened.name, replace(screened.job, scratch=self.folder / f"fresh-{id(candidate)}")
+        )
+        requirement = replace(self.requirement, contenders=1)
+        try:
+            for number in range(FRESH_PROCESSES):
+                observer.step(number, f"fresh process {number + 1} of {FRESH_PROCESSES}")
+                if not limits.expired:
+                    open_worker(self.target, fresh, limits)
+            warm_up(fresh, limits)
+            rng = np.random.default_rng(self.request.seed + 1)
+            time_in_turns(
+                [fresh], requirement, len(self.prepared.latency), limits, rng, lambda _: None
+            )
+        except WorkerError as error:
+            fresh.error = str(error)
+        finally:
+            fresh.close()
+        candidate.contender = replace(fresh, judged=screened.judged, reference=screened.reference)
+        verdict = self._judge(candidate, requirement)
+        lead = f"in {FRESH_PROCESSES} fresh processes, "
+        candidate.verdict = replace(verdict, reason=lead + verdict.reason)
+
+    def _row(self, candidate: _Candidate) -> VariantReport:
+        variant, contender = candidate.variant, candidate.contender
+        verdict = candidate.verdict or self._judge(candidate, self.requirement)
+        accuracy = AccuracyReport.of(candidate.accuracy) if candidate.accuracy else None
+        profile = contender.profile
+        latency = None
+        if profile.samples_ns.size:
+            latency = LatencyReport.of(profile, self.request.confidence)
+        return VariantReport(
+            chain=str(variant.chain),
+            runtime=self.settings.runtime,
+            status=verdict.status,
+            reason=verdict.reason,
+            latency=latency,
+            accuracy=accuracy,
+            size_bytes=candidate.model.size_bytes,
+            digest=candidate.model.digest,
+            speedup=self._speedup(candidate),
+            notes=variant.notes,
+            build_s=variant.seconds,
+            profile_s=candidate.profile_s,
+        )
+
+    def _speedup(self, candidate: _Candidate) -> float | None:
+        source, own = self._candidates[0].contender.profile, candidate.contender.profile
+        if str(candidate.variant.chain) == SOURCE or not (
+            source.samples_ns.size and own.samples_ns.size
+        ):
+            return None
+        return source.percentile_ns(0.5) / own.percentile_ns(0.5)
+
+
+_LATE = "the time limit ended the run before it was measured"
+
+
+def _seconds_left(contender: Contender, requirement: Requirement, limits: Limits) -> float:
+    """A rough estimate of how long a contender will still be timed."""
+    if contender.error is not None or contender.reference:
+        return 0.0
+    size = contender.profile.samples_ns.size
+    if not contender.judged or size == 0:
+        return max(0, 100 - size) * contender.call_ns / 1e9
+    needs = [
+        min(item.more_calls or limits.max_samples, limits.max_samples - size)
+        for item in weigh(contender.profile, requirement)
+        if item.decision == "undecided"
+    ]
+    return max(needs, default=0) * contender.call_ns / 1e9

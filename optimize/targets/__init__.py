@@ -1,0 +1,1 @@
+"""Places where workers run. ``local`` is this machine."""

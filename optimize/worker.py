@@ -1,0 +1,376 @@
+"""One process that loads one model and answers commands. Needs numpy and its runtime only.
+
+Started as ``python worker.py JOB``, it needs nothing of this project installed, so that it can be
+copied to another machine. ``python worker.py --device`` prints what the machine is.
+
+Protocol, version 1: one JSON object a line. The job is a file::
+
+    {"version": 1, "runtime": "onnxruntime", "model": PATH, "provider": NAME, "threads": N,
+     "config": {KEY: VALUE}, "inputs": FOLDER, "scratch": FOLDER}
+
+The first line that the worker writes answers for loading; then each line read, {"do": NAME, ...},
+is answered by one line, {"ok": true, ...} or {"ok": false, "error": SENTENCE}::
+
+    outputs  count                run the first samples once, write outputs to scratch
+    warmup   calls, seconds       call until steady; floors and a limit in calls
+    time     order, lead_ns       time one call for each sample index in order
+    exit
+
+History: 1, the first.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import ctypes
+import gc
+import json
+import math
+import os
+import platform
+import signal
+import sys
+import time
+import zlib
+from pathlib import Path
+from typing import Any, BinaryIO
+
+VERSION = 1
+_ISA = (
+    "sse4_2 avx avx2 fma f16c avx512f avx512bw avx512vl avx512_vnni avx_vnni avx512_bf16 "
+    "avx512_fp16 amx_tile amx_int8 amx_bf16 asimd asimddp asimdhp i8mm bf16 sve sve2"
+).split()
+
+
+def device() -> dict[str, Any]:
+    """What this machine is: CPU, instruction sets, granted cores, memory, system, versions."""
+    info = _cpuinfo()
+    flags = set((info.get("flags") or info.get("Features") or "").split())
+    return {
+        "cpu": info.get("model name") or platform.processor() or platform.machine(),
+        "architecture": platform.machine(),
+        "isa": [flag for flag in _ISA if flag in flags],
+        "cores": os.cpu_count() or 1,
+        "granted_cores": granted_cores(),
+        "memory_bytes": _memory(),
+        "os": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    }
+
+
+def granted_cores() -> int:
+    """Cores that affinity and the cgroup's quota let this process use; at least 1."""
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    quota = _cgroup_quota()
+    return max(1, min(cores, math.ceil(quota)) if quota else cores)
+
+
+class Samples:
+    """The inputs that the controller wrote: flat arrays, mapped, and the shape of each sample."""
+
+    def __init__(self, folder: Path) -> None:
+        """Map the arrays that ``samples.json`` lists."""
+        import numpy as np
+
+        index = json.loads((folder / "samples.json").read_text())
+        self.count: int = index["count"]
+        self._inputs = [
+            (entry["name"], np.load(folder / entry["file"], mmap_mode="r"), entry["shapes"])
+            for entry in index["inputs"]
+        ]
+        self._ends = [np.cumsum([0, *(math.prod(s) for s in e[2])]) for e in self._inputs]
+
+    def feed(self, index: int) -> dict[str, Any]:
+        """Sample ``index`` in fresh, touched memory, as a service holds a request."""
+        import numpy as np
+
+        feed = {}
+        for (name, flat, shapes), ends in zip(self._inputs, self._ends, strict=True):
+            part = np.array(flat[ends[index] : ends[index + 1]]).reshape(shapes[index])
+            feed[name] = part.astype(object) if part.dtype.kind == "U" else part
+        return feed
+
+
+class OnnxRuntime:
+    """A model in onnxruntime."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        """Create the session, and refuse any provider but the one asked for."""
+        import onnxruntime
+
+        onnxruntime.set_default_logger_severity(4)
+        available = onnxruntime.get_available_providers()
+        if job["provider"] not in available:
+            raise RuntimeError(f"provider {job['provider']} is not installed; there are {available}")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = job["threads"]
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        for key, value in job["config"].items():
+            options.add_session_config_entry(key, value)
+        session = onnxruntime.InferenceSession(job["model"], options, providers=[job["provider"]])
+        session.disable_fallback()
+        if session.get_providers()[0] != job["provider"]:
+            raise RuntimeError(
+                f"asked for {job['provider']}, onnxruntime fell back to {session.get_providers()[0]}"
+            )
+        self.version = onnxruntime.__version__
+        self.names = [output.name for output in session.get_outputs()]
+        self._run = session.run
+
+    def run(self, feed: dict[str, Any]) -> list[Any]:
+        """One inference, inputs and outputs in the host's memory."""
+        outputs: list[Any] = self._run(self.names, feed)
+        return outputs
+
+
+class Worker:
+    """A loaded model and the commands on it."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        """Load the model and make the first call."""
+        if job["version"] != VERSION:
+            raise RuntimeError(f"this worker speaks version {VERSION}, the job {job['version']}")
+        if job["runtime"] != "onnxruntime":
+            raise RuntimeError(f"this worker has no runtime {job['runtime']}")
+        start = time.perf_counter_ns()
+        self._runtime = OnnxRuntime(job)
+        self.load_ns = time.perf_counter_ns() - start
+        self._samples = Samples(Path(job["inputs"]))
+        self._scratch = Path(job["scratch"])
+        feed = self._samples.feed(0)
+        start = time.perf_counter_ns()
+        self._runtime.run(feed)
+        self.first_call_ns = time.perf_counter_ns() - start
+
+    def ready(self) -> dict[str, Any]:
+        """The answer for loading."""
+        return {
+            "load_ns": self.load_ns,
+            "first_call_ns": self.first_call_ns,
+            "runtime_version": self._runtime.version,
+            "outputs": self._runtime.names,
+            "rss_bytes": _rss(),
+        }
+
+    def outputs(self, count: int) -> dict[str, Any]:
+        """Run the first ``count`` samples; each output goes to a raw file, in their order."""
+        import numpy as np
+
+        entries = [{"name": n, "file": f"output-{i}.bin", "dtype": None, "shapes": [], "nans": 0}
+                   for i, n in enumerate(self._runtime.names)]
+        with contextlib.ExitStack() as stack:
+            sinks = [stack.enter_context((self._scratch / str(e["file"])).open("wb"))
+                     for e in entries]
+            for index in range(count):
+                values = self._runtime.run(self._samples.feed(index))
+                for value, entry, sink in zip(values, entries, sinks, strict=True):
+                    array = np.ascontiguousarray(_as_array(value))
+                    entry["dtype"] = array.dtype.name
+                    entry["shapes"].append(list(np.shape(_as_array(value))))
+                    if array.dtype.kind == "f":
+                        entry["nans"] += int(np.isnan(array).sum())
+                    sink.write(array.tobytes())
+        return {"outputs": entries, "rss_bytes": _rss()}
+
+    def warmup(self, calls: int, most: int, seconds: float) -> dict[str, Any]:
+        """Call until steady, at least ``calls`` times and ``seconds`` long, ``most`` at most."""
+        durations: list[int] = []
+        start = time.perf_counter()
+        steady = False
+        while len(durations) < most:
+            feed = self._samples.feed(len(durations) % self._samples.count)
+            begun = time.perf_counter_ns()
+            self._runtime.run(feed)
+            durations.append(time.perf_counter_ns() - begun)
+            elapsed = time.perf_counter() - start
+            if len(durations) >= calls and elapsed >= seconds:
+                steady = _steady(durations)
+                # A model of a second a call cannot be asked for 40 calls just to warm up.
+                if steady or elapsed > 10 * seconds + 5:
+                    break
+        durations.sort()
+        return {"calls": len(durations), "steady": steady, "p50_ns": durations[len(durations) // 2]}
+
+    def time(self, order: list[int], lead_ns: int) -> dict[str, Any]:
+        """Time one call for each index in ``order``, after untimed calls of ``lead_ns`` or two."""
+        import numpy as np
+
+        clock, run, feed_of = time.perf_counter_ns, self._runtime.run, self._samples.feed
+        samples = np.zeros(len(order), np.int64)  # zeros, so that its pages are touched now
+        gc.collect()
+        feed = feed_of(order[0])
+        led, until = 0, clock() + lead_ns
+        while led < 2 or clock() < until:
+            run(feed)
+            led += 1
+        before, canary = _counters(), [_canary()]
+        for i, index in enumerate(order):
+            feed = feed_of(index)
+            start = clock()
+            outputs = run(feed)
+            samples[i] = clock() - start
+            del outputs  # freed outside of the timed part
+        canary.append(_canary())
+        after = _counters()
+        return {
+            "samples": base64.b64encode(samples.tobytes()).decode(),
+            "canary_ns": canary,
+            "counters": {key: after[key] - before[key] for key in after.keys() & before.keys()},
+        }
+
+
+def main(argv: list[str]) -> int:
+    """Serve a job until told to exit or the controller is gone."""
+    if argv[1:] == ["--device"]:
+        print(json.dumps(device()))
+        return 0
+    _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the controller's to handle
+    wire = _claim_stdout()
+    try:
+        worker = Worker(json.loads(Path(argv[1]).read_text()))
+    except Exception as error:
+        _answer(wire, {"ok": False, "error": f"{type(error).__name__}: {error}"})
+        return 1
+    _answer(wire, {"ok": True, **worker.ready()})
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    for line in sys.stdin:
+        command = json.loads(line)
+        name = command.pop("do")
+        if name == "exit":
+            break
+        try:
+            _answer(wire, {"ok": True, **getattr(worker, name)(**command)})
+        except Exception as error:
+            _answer(wire, {"ok": False, "error": f"{type(error).__name__}: {error}"})
+    return 0
+
+
+def _answer(wire: BinaryIO, message: dict[str, Any]) -> None:
+    wire.write(json.dumps({"version": VERSION, **message}).encode() + b"\n")
+    wire.flush()
+
+
+def _claim_stdout() -> BinaryIO:
+    """Keep the protocol's stream for ourselves: what libraries print goes to stderr."""
+    wire = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return wire
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def _steady(durations: list[int]) -> bool:
+    """pyperf's rule on the last 40 calls: the second half is no outlier, no faster, no wilder."""
+    import numpy as np
+
+    if len(durations) < 40:
+        return False
+    first, second = np.array(durations[-40:-20], float), np.array(durations[-20:], float)
+    q1, q3 = np.quantile(second, (0.25, 0.75))
+    spread = q3 - q1
+    drift = (second.mean() - first.mean()) / second.mean()
+    deviation = np.median(np.abs(second - np.median(second))) / np.median(second)
+    quartiles = np.abs(np.quantile(first, (0.25, 0.75)) - (q1, q3)) / (q1, q3)
+    return bool(
+        first[0] <= q3 + 1.5 * spread
+        and -0.1 <= drift <= 0.5
+        and deviation <= 0.1
+        and (quartiles <= 0.05).all()
+    )
+
+
+def _as_array(value: Any) -> Any:
+    """Any output as numbers: sequences end to end, maps by key, strings by their checksums."""
+    import numpy as np
+
+    if isinstance(value, dict):
+        value = [value[key] for key in sorted(value)]
+    if isinstance(value, list):
+        parts = [np.ravel(_as_array(part)) for part in value]
+        value = np.concatenate(parts) if parts else np.empty(0)
+    array = np.asarray(0.0 if value is None else value)
+    if array.dtype.kind in "OUS":
+        sums = [zlib.crc32(str(text).encode()) for text in array.reshape(-1)]
+        array = np.array(sums, np.int64).reshape(array.shape)
+    return array
+
+
+def _canary() -> int:
+    """Nanoseconds for a fixed piece of work; what it varies by is the machine's doing."""
+    start = time.perf_counter_ns()
+    total = 0
+    for i in range(4000):
+        total += i * i
+    return time.perf_counter_ns() - start
+
+
+def _counters() -> dict[str, int]:
+    """Running totals of what disturbs a measurement; what a platform lacks is left out."""
+    counters: dict[str, int] = {}
+    try:
+        import resource
+
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        counters["involuntary_switches"] = usage.ru_nivcsw
+        counters["major_faults"] = usage.ru_majflt
+    except ImportError:
+        pass
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        counters["steal_ticks"] = int(Path("/proc/stat").read_text().split("\n", 1)[0].split()[8])
+    for path in ("/sys/fs/cgroup/cpu.stat", "/sys/fs/cgroup/cpu/cpu.stat"):
+        with contextlib.suppress(OSError, ValueError):
+            stats = dict(line.split() for line in Path(path).read_text().splitlines())
+            counters["throttled"] = int(stats["nr_throttled"]) if "nr_throttled" in stats else 0
+            break
+    return counters
+
+
+def _cpuinfo() -> dict[str, str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in text.split("\n\n")[0].splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _cgroup_quota() -> float | None:
+    """Cores granted by the cgroup's quota, version 2 or 1; None without one."""
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    with contextlib.suppress(OSError, ValueError):
+        folder = Path("/sys/fs/cgroup/cpu")
+        micros = int((folder / "cpu.cfs_quota_us").read_text())
+        period_us = int((folder / "cpu.cfs_period_us").read_text())
+        return micros / period_us if micros > 0 else None
+    return None
+
+
+def _memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _rss() -> int | None:
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
