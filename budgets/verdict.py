@@ -190,7 +190,7 @@ def _gaps(
         if item.decision == "undecided"
     ]
     if profile is None or profile.samples_ns.size == 0:
-        gaps.append("its latency was not measured")
+        gaps = ["its latency was not measured"]
     elif gaps and not profile.steady:
         gaps.append(f"it never became steady in {profile.warmup_calls} warm-up calls")
     floor = requirement.floor

@@ -80,7 +80,7 @@ def _lacks(
         factor = 1 + abs(worse - allowed) / max(abs(accuracy.source_value), 1e-12)
         lacks.append((factor, f"{accuracy.metric} of {accuracy.value:.4f} against "
                               f"{accuracy.source_value:.4f} of the source misses {floor}"))
-    if not lacks and variant.status == "undecided":
+    if not lacks and variant.status == "undecided" and variant.latency:
         lacks.append((1.0, variant.reason))
     return lacks
 

@@ -50,6 +50,12 @@ class Limits:
         """Whether the deadline has passed."""
         return self.deadline is not None and time.monotonic() >= self.deadline
 
+    def halved(self) -> Limits:
+        """The same, with half of the time that is left."""
+        if self.deadline is None:
+            return self
+        return replace(self, deadline=(self.deadline + time.monotonic()) / 2)
+
     def exhausted(self, profile: Profile) -> bool:
         """Whether a variant has had its share of calls."""
         calls, spent = profile.samples_ns.size, float(profile.samples_ns.sum()) / 1e9

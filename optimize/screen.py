@@ -107,7 +107,7 @@ class Screening:
         self._evaluate_source(reference, limits)
         waiting, done = others, 1
         while True:
-            heat, waiting = self._open_heat(waiting, limits, observer, done)
+            heat, waiting = self._open_heat(waiting, limits.halved(), observer, done)
             self._time([reference, *heat], limits, observer, done)
             done += len(heat)
             if not waiting:

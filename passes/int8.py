@@ -133,14 +133,16 @@ class Int8(Pass):
         }
         if context.calibration is None:
             raise NotApplicable("static quantization needs calibration data")
-        count = min(len(context.calibration), self.samples)
+        calibration = context.calibration
         if self.calibration != "minmax":
-            count = min(count, _HISTOGRAM_SAMPLES)
+            # Histogram calibrators stack the activations of all samples.
+            calibration = calibration.take(_most_common_shape(calibration)[:_HISTOGRAM_SAMPLES])
+        calibration = calibration.take(range(min(len(calibration), self.samples)))
         reduced = not context.isa & _DOT_PRODUCT
         quantize_static(
             str(_prepared(model, context)),
             str(context.folder / FILE_NAME),
-            _reader(context.calibration.take(range(count))),
+            _reader(calibration),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=types,
             per_channel=self.per == "channel",
@@ -153,7 +155,7 @@ class Int8(Pass):
             extra_options={"MatMulConstBOnly": True},
         )
         note = ("weights in 7 bits: this device's products would overflow",) if reduced else ()
-        return (f"calibrated on {count} samples", *note)
+        return (f"calibrated on {len(calibration)} samples", *note)
 
     def _weights(self, model: Model, context: Context) -> PassResult:
         import onnx
@@ -201,6 +203,15 @@ def _prepared(model: Model, context: Context) -> Path:
             if not symbolic:
                 raise
     return path
+
+
+def _most_common_shape(samples: Dataset) -> list[int]:
+    """Indices of the samples that share the shapes which most samples have."""
+    groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+    for index in range(len(samples)):
+        shapes = tuple(array.shape for array in samples.sample(index).values())
+        groups.setdefault(shapes, []).append(index)
+    return max(groups.values(), key=len)
 
 
 def _reader(samples: Dataset) -> Any:
