@@ -37,6 +37,7 @@ class Scores:
     Attributes:
         rows: one row a sample, shape (samples, ...).
         reduce: turns rows (any subset, in any order) into the metric's value.
+
     """
 
     rows: Array
@@ -75,6 +76,7 @@ class Metric:
         score: (outputs, labels, the source's outputs) -> scores.
         higher_is_better: False for errors such as mae.
         needs_labels: False if the source's outputs are the standard.
+
     """
 
     name: str
@@ -100,6 +102,7 @@ class Accuracy:
         change: value - source_value.
         change_low, change_high: paired confidence interval of the change.
         higher_is_better: which way is up.
+
     """
 
     metric: str
@@ -147,6 +150,7 @@ def compare(metric: Metric, variant: Scores, source: Scores, confidence: float) 
 
     Raises:
         InputError: the metric is not a finite number.
+
     """
     values = [_finite(metric.name, scores.value) for scores in (variant, source)]
     if variant.binary and source.binary:

@@ -27,6 +27,7 @@ class Budget:
     Attributes:
         quantity: a latency percentile or the size of the artefact.
         limit: nanoseconds for a percentile, bytes for a size; at least 1.
+
     """
 
     quantity: Quantity
@@ -38,6 +39,7 @@ class Budget:
 
         Raises:
             InputError: the text is no budget; the message shows what would be.
+
         """
         match = _BUDGET.fullmatch(text)
         if match is None:
@@ -49,7 +51,9 @@ class Budget:
         units = _units(name, text)
         if unit not in units:
             given = f"has no unit {unit!r}" if unit else "has no unit"
-            raise InputError(f"budget {text!r} {given}; write one of {_join(units)} after the number")
+            raise InputError(
+                f"budget {text!r} {given}; write one of {_join(units)} after the number"
+            )
         limit = int(_positive(number, f"budget {text!r}") * units[unit])
         if limit < 1:
             raise InputError(f"budget {text!r} is below the smallest unit, 1 {next(iter(units))}")
@@ -81,9 +85,10 @@ class Floor:
 
     Attributes:
         kind: ``absolute`` (a value of the metric), ``drop`` (at most this much worse than the
-            source, in the metric's unit) or ``relative`` (at most this share of the source's value).
+            source, in the metric's unit) or ``relative`` (at most this share of its value).
         value: the value, the drop, or the share.
         metric: the metric that an absolute floor names; None for drops.
+
     """
 
     kind: Literal["absolute", "drop", "relative"]
@@ -96,6 +101,7 @@ class Floor:
 
         Raises:
             InputError: the text is no floor.
+
         """
         match = _FLOOR.fullmatch(text)
         example = "write for example top1=0.90, drop=0.01 or drop=1%"
@@ -142,9 +148,7 @@ def _units(name: str, text: str) -> dict[str, int]:
         return TIME_UNITS
     if name == "size":
         return SIZE_UNITS
-    raise InputError(
-        f"budget {text!r} names {name!r}; known are {_join(PERCENTILES)} and size"
-    )
+    raise InputError(f"budget {text!r} names {name!r}; known are {_join(PERCENTILES)} and size")
 
 
 def _positive(number: str, where: str) -> Decimal:

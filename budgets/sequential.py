@@ -36,6 +36,7 @@ class TailTest:
         tail: q0, the share of calls that may exceed the limit; in (0, 1).
         alpha: bound on the probability to accept although q >= q0.
         beta: bound on the probability to reject although q <= q0.
+
     """
 
     tail: float
@@ -80,9 +81,7 @@ class TailTest:
                 low = middle
         return high
 
-    def _accepts_at(
-        self, calls: int, over: int, more: int, rate: float, inflation: float
-    ) -> bool:
+    def _accepts_at(self, calls: int, over: int, more: int, rate: float, inflation: float) -> bool:
         return self.accepts(calls + more, over + round(rate * more), inflation)
 
 
@@ -94,6 +93,7 @@ def variance_inflation(samples: NDArray[np.int64]) -> float:
 
     Args:
         samples: latencies in the order in which they were measured, shape (n,), any unit.
+
     """
     size = math.isqrt(samples.size)
     if size < 4:

@@ -13,9 +13,7 @@ from optimize.budgets.budget import Budget, Floor
 from optimize.budgets.profile import Profile
 from optimize.budgets.sequential import Decision, TailTest, variance_inflation
 
-Status = Literal[
-    "kept", "too_slow", "too_large", "inaccurate", "undecided", "failed", "skipped"
-]
+Status = Literal["kept", "too_slow", "too_large", "inaccurate", "undecided", "failed", "skipped"]
 MIN_CLEAN_CALLS = 3  # one slow call is never a verdict, whatever the budget
 
 
@@ -29,6 +27,7 @@ class Requirement:
         confidence: 1 - alpha of the whole screening.
         contenders: how many variants are screened; each spends alpha / contenders.
         strict_floor: whether the floor must hold at the interval's worse end.
+
     """
 
     budgets: tuple[Budget, ...]
@@ -62,6 +61,7 @@ class TailEvidence:
         calls, over: timed calls, and those that exceeded the limit.
         clean_calls, clean_over: the same among the undisturbed blocks.
         more_calls: further calls that would probably accept; None if none would.
+
     """
 
     budget: Budget
@@ -148,6 +148,7 @@ def judge(
         accuracy: its metric beside the source's; None if it was not evaluated.
         size_bytes: of the whole artefact.
         requirement: the budgets and the floor.
+
     """
     evidence = weigh(profile, requirement) if profile is not None else ()
     misses = _misses(evidence, accuracy, size_bytes, requirement)

@@ -26,9 +26,7 @@ def foreign_globals(path: Path) -> list[str]:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
     allowed = {"collections.OrderedDict"}
     return sorted(
-        name
-        for name in _legacy_globals(path)
-        if name not in allowed and not _is_tensor_part(name)
+        name for name in _legacy_globals(path) if name not in allowed and not _is_tensor_part(name)
     )
 
 
@@ -60,6 +58,7 @@ def load_checkpoint(path: Path, trusted: bool) -> Any:
 
     Raises:
         InputError: it would import code and is not trusted, or it cannot be read.
+
     """
     import torch
 
@@ -84,15 +83,14 @@ def load_safetensors(path: Path) -> dict[str, Any]:
 
     Raises:
         InputError: it is damaged.
+
     """
     try:
         from safetensors.torch import load_file
 
         return dict(load_file(str(path)))
     except ImportError:
-        raise InputError(
-            f"{path} needs the package safetensors; install tailfit[torch]"
-        ) from None
+        raise InputError(f"{path} needs the package safetensors; install tailfit[torch]") from None
     except Exception as error:
         raise InputError(f"{path} is no complete safetensors file: {first_cause(error)}") from error
 
@@ -102,6 +100,7 @@ def build(factory: Callable[[], Any], reference: str) -> Any:
 
     Raises:
         InputError: it raised, or gave something else.
+
     """
     import torch
 
@@ -122,6 +121,7 @@ def load_into(module: Any, saved: Mapping[str, Any], path: Path) -> Any:
     Raises:
         InputError: none fits; the message names keys that are missing, unexpected or of another
             shape.
+
     """
     wanted = module.state_dict()
     candidates = list(_candidates(saved))

@@ -33,6 +33,7 @@ class Dataset:
         labels: shape (samples, ...), an object array where the labels' shapes differ; or None.
         batch_first: whether the first axis of every input is the batch axis, known after
             :func:`fit`.
+
     """
 
     origin: str
@@ -76,6 +77,7 @@ def read_data(where: str, purpose: str = "--data") -> Dataset:
 
     Raises:
         InputError: it cannot be read, is empty, or its parts have different lengths.
+
     """
     if is_reference(where):
         return _from_function(where, purpose)
@@ -91,7 +93,9 @@ def read_data(where: str, purpose: str = "--data") -> Dataset:
     lengths = {name: len(a) if a.ndim else 0 for name, a in arrays.items()}
     if len(set(lengths.values())) > 1 or 0 in lengths.values():
         shown = ", ".join(f"{name} {length}" for name, length in lengths.items())
-        raise InputError(f"{purpose} {where}: the arrays hold different numbers of samples: {shown}")
+        raise InputError(
+            f"{purpose} {where}: the arrays hold different numbers of samples: {shown}"
+        )
     count = next(iter(lengths.values()))
     if labels is not None and (labels.ndim == 0 or len(labels) != count):
         found = len(labels) if labels.ndim else 1
@@ -107,6 +111,7 @@ def fit(data: Dataset, specs: Sequence[TensorSpec], purpose: str = "--data") -> 
 
     Raises:
         InputError: names, shapes or types do not fit.
+
     """
     inputs = dict(data.inputs)
     if len(specs) == 1 and len(inputs) == 1:
@@ -116,8 +121,10 @@ def fit(data: Dataset, specs: Sequence[TensorSpec], purpose: str = "--data") -> 
         raise InputError(
             f"{purpose} {data.origin} holds {_names(inputs)}, the model takes {_names(wanted)}"
         )
-    fitted = {spec.name: [_fit(a, spec, data.origin, purpose) for a in inputs[spec.name]]
-              for spec in specs}
+    fitted = {
+        spec.name: [_fit(a, spec, data.origin, purpose) for a in inputs[spec.name]]
+        for spec in specs
+    }
     added = all(
         spec.shape is not None and inputs[spec.name][0].ndim + 1 == len(spec.shape)
         for spec in specs
@@ -138,6 +145,7 @@ def batched(data: Dataset, size: int) -> Dataset:
 
     Raises:
         InputError: the inputs have no common batch axis, differing shapes, or are too few.
+
     """
     if size == 1:
         return data
@@ -160,10 +168,13 @@ def split(data: Dataset, seed: int) -> tuple[Dataset, Dataset]:
 
     Raises:
         InputError: there are fewer than two samples.
+
     """
     if len(data) < 2:
-        raise InputError(f"{data.origin} holds {len(data)} sample; two are needed, to calibrate on "
-                         "one and evaluate on the other, or give --calibration")
+        raise InputError(
+            f"{data.origin} holds {len(data)} sample; two are needed, to calibrate on "
+            "one and evaluate on the other, or give --calibration"
+        )
     order = np.random.default_rng(seed).permutation(len(data))
     share = max(1, min(CALIBRATION_MOST, int(CALIBRATION_SHARE * len(data))))
     return data.take(sorted(order[:share])), data.take(sorted(order[share:]))
@@ -176,6 +187,7 @@ def synthetic(specs: Sequence[TensorSpec], count: int, seed: int) -> Dataset:
 
     Raises:
         InputError: an input is no tensor of numbers, or of unknown rank.
+
     """
     rng = np.random.default_rng(seed)
     inputs = {spec.name: [_draw(spec, rng) for _ in range(count)] for spec in specs}
@@ -185,8 +197,10 @@ def synthetic(specs: Sequence[TensorSpec], count: int, seed: int) -> Dataset:
 def _draw(spec: TensorSpec, rng: np.random.Generator) -> Array:
     if spec.shape is None or spec.dtype in ("str", "unknown"):
         raise InputError(f"no inputs can be made up for {spec}; give --data")
-    shape = [dim if isinstance(dim, int) else (1 if axis == 0 else 16)
-             for axis, dim in enumerate(spec.shape)]
+    shape = [
+        dim if isinstance(dim, int) else (1 if axis == 0 else 16)
+        for axis, dim in enumerate(spec.shape)
+    ]
     try:
         dtype = np.dtype(spec.dtype)
     except TypeError:
@@ -281,11 +295,15 @@ def _collect(
     keys = set(samples[0])
     for name, sample in zip(names, samples, strict=True):
         if set(sample) != keys or not sample:
-            raise InputError(f"{purpose} {origin}: {name} holds {_names(sample)}, "
-                             f"{names[0]} holds {_names(keys)}")
+            raise InputError(
+                f"{purpose} {origin}: {name} holds {_names(sample)}, "
+                f"{names[0]} holds {_names(keys)}"
+            )
     unlabelled = sum(label is None for label in labels)
     if 0 < unlabelled < len(labels):
-        raise InputError(f"{purpose} {origin}: {unlabelled} of {len(labels)} samples have no labels")
+        raise InputError(
+            f"{purpose} {origin}: {unlabelled} of {len(labels)} samples have no labels"
+        )
     inputs = {key: [sample[key] for sample in samples] for key in samples[0]}
     return Dataset(origin, inputs, None if unlabelled else _label_array(labels))
 

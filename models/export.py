@@ -37,6 +37,7 @@ class Exported:
         difference: to the source's own outputs on real samples.
         data: the samples, fitted to the model's inputs.
         notes: routes that did not work and why.
+
     """
 
     model: Model
@@ -71,9 +72,7 @@ def input_specs(loaded: Loaded) -> tuple[TensorSpec, ...]:
     return ()
 
 
-def export(
-    loaded: Loaded, data: Dataset, specs: Sequence[TensorSpec], folder: Path
-) -> Exported:
+def export(loaded: Loaded, data: Dataset, specs: Sequence[TensorSpec], folder: Path) -> Exported:
     """Export a loaded source into ``folder``, or take an ONNX source as it is.
 
     Axis 0 stays dynamic where the samples are batched, as does every axis along which the samples
@@ -87,6 +86,7 @@ def export(
 
     Raises:
         InputError: the data does not fit, or no route gives a faithful model.
+
     """
     if loaded.source.kind == "onnx":
         model = Model.read(loaded.source.path)
@@ -114,7 +114,7 @@ def _first_route(
             model = Model.read(path)
             fitted = fit(data, model.signature.inputs)
             checked = run(model, fitted.take(range(len(reference))))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  a route that fails is a note
             notes.append(f"{name}: {first_cause(error, 160)}")
             continue
         outputs = [spec.name for spec in model.signature.outputs]
@@ -156,7 +156,7 @@ def _dynamo_route(loaded: Loaded, example: _Example, path: Path) -> None:
         program = torch.onnx.export(loaded.program, (), dynamo=True, verbose=False)
     else:
         auto = torch.export.Dim.AUTO
-        shapes: Any = tuple({axis: auto for axis in axes} for axes in example.dynamic)
+        shapes: Any = tuple(dict.fromkeys(axes, auto) for axes in example.dynamic)
         if loaded.source.kind == "huggingface":
             shapes = (shapes,)  # its forward takes *args, which torch.export sees as one argument
         program = torch.onnx.export(
@@ -170,8 +170,11 @@ def _dynamo_route(loaded: Loaded, example: _Example, path: Path) -> None:
         )
     if program is None:
         raise InputError("torch.onnx.export gave no program")
-    size = sum(value.const_value.nbytes for value in program.model.graph.initializers.values()
-               if value.const_value is not None)
+    size = sum(
+        value.const_value.nbytes
+        for value in program.model.graph.initializers.values()
+        if value.const_value is not None
+    )
     program.save(str(path), external_data=size > _SIDE_FILE_ABOVE)
 
 
@@ -197,7 +200,7 @@ def _script_route(loaded: Loaded, example: _Example, path: Path) -> None:
 
 
 def _converted_route(loaded: Loaded, example: _Example, path: Path) -> None:
-    from torch._export.converter import TS2EPConverter  # type: ignore[attr-defined]
+    from torch._export.converter import TS2EPConverter
 
     program = TS2EPConverter(loaded.program, example.args, {}).convert()
     source = replace(loaded.source, kind="exported_program")
@@ -228,11 +231,9 @@ def _bind(
     for candidate in order:
         try:
             return candidate, _reference(loaded, candidate)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  told below
             errors.append(first_cause(error, 200))
-    raise InputError(
-        f"{loaded.source.path} does not run on a sample of {data.origin}: {errors[0]}"
-    )
+    raise InputError(f"{loaded.source.path} does not run on a sample of {data.origin}: {errors[0]}")
 
 
 def _leading_ones(data: Dataset) -> bool:
@@ -292,7 +293,7 @@ def _example(loaded: Loaded, data: Dataset, specs: Sequence[TensorSpec]) -> _Exa
     args = _tensors(first)
     names: tuple[str, ...] = ()
     if loaded.source.kind == "huggingface":
-        names = huggingface.output_names(loaded.program, args)
+        names = huggingface.output_names(loaded.program, loaded.inputs, args)
     elif loaded.source.kind != "exported_program":
         count = len(_flat(loaded.program(*args)))
         names = ("output",) if count == 1 else tuple(f"output_{i}" for i in range(count))
@@ -312,8 +313,9 @@ def _varying(arrays: Sequence[Any]) -> set[int]:
 
 
 def _placeholder_specs(program: Any) -> Iterator[TensorSpec]:
-    values = {node.name: node.meta.get("val") for node in program.graph.nodes
-              if node.op == "placeholder"}
+    values = {
+        node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"
+    }
     for name in program.graph_signature.user_inputs:
         value = values[name]
         dims = tuple(dim if isinstance(dim, int) else str(dim) for dim in value.shape)

@@ -10,8 +10,14 @@ from typing import Any
 from optimize.errors import InputError, first_cause
 
 # What encoders, classifiers and vision models take; the model's own forward decides which.
-_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "pixel_values", "input_values",
-           "input_features")
+_INPUTS = (
+    "input_ids",
+    "attention_mask",
+    "token_type_ids",
+    "pixel_values",
+    "input_values",
+    "input_features",
+)
 
 
 def load_folder(path: Path) -> tuple[Any, tuple[str, ...]]:
@@ -23,6 +29,7 @@ def load_folder(path: Path) -> tuple[Any, tuple[str, ...]]:
 
     Raises:
         InputError: transformers is missing, or cannot load the folder.
+
     """
     import torch
 
@@ -40,7 +47,10 @@ def load_folder(path: Path) -> tuple[Any, tuple[str, ...]]:
         loader = getattr(transformers, names[0], transformers.AutoModel)
         # Eager attention exports to the plain operators that fusions look for.
         module = loader.from_pretrained(
-            str(path), local_files_only=True, use_safetensors=True, attn_implementation="eager",
+            str(path),
+            local_files_only=True,
+            use_safetensors=True,
+            attn_implementation="eager",
             dtype=torch.float32,
         )
     except Exception as error:
@@ -48,11 +58,11 @@ def load_folder(path: Path) -> tuple[Any, tuple[str, ...]]:
     return _plain(module.eval())
 
 
-def output_names(plain: Any, args: tuple[Any, ...]) -> tuple[str, ...]:
+def output_names(plain: Any, inputs: tuple[str, ...], args: tuple[Any, ...]) -> tuple[str, ...]:
     """Run the module of :func:`load_folder` once and return the names of its outputs."""
     import torch
 
-    given = dict(zip(plain.input_names, args, strict=False))
+    given = dict(zip(inputs, args, strict=False))
     result = plain.model(**given, return_dict=True)
     return tuple(name for name, value in result.items() if isinstance(value, torch.Tensor))
 
@@ -73,10 +83,8 @@ def _plain(model: Any) -> tuple[Any, tuple[str, ...]]:
             self.model = model
 
         def forward(self, *args: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            given = dict(zip(self.input_names, args, strict=False))
+            given = dict(zip(inputs, args, strict=False))
             result = self.model(**given, return_dict=True)
             return tuple(v for v in result.values() if isinstance(v, torch.Tensor))
 
-    plain = Plain()
-    plain.input_names = inputs
-    return plain, inputs
+    return Plain(), inputs

@@ -22,6 +22,7 @@ class TensorSpec:
         name: as in the graph.
         dtype: numpy's name of the element type, ``str`` for strings.
         shape: a number, a symbol or None (unknown) for each axis; None if the rank is unknown.
+
     """
 
     name: str
@@ -55,6 +56,7 @@ class Model:
         opset: version of the default operator set.
         op_counts: how often each operator occurs, subgraphs included, sorted by name; operators
             outside the default domain carry it as a prefix.
+
     """
 
     path: Path
@@ -70,6 +72,7 @@ class Model:
 
         Raises:
             InputError: the file is missing, or is no complete ONNX model.
+
         """
         import onnx
 
@@ -114,9 +117,11 @@ class Model:
 
 
 _QUANTIZED = frozenset(
-    "QuantizeLinear DequantizeLinear DynamicQuantizeLinear QLinearConv QLinearMatMul QGemm "
-    "ConvInteger MatMulInteger DynamicQuantizeMatMul MatMulIntegerToFloat QAttention "
-    "MatMulNBits".split()
+    (
+        "QuantizeLinear DequantizeLinear DynamicQuantizeLinear QLinearConv QLinearMatMul QGemm "
+        "ConvInteger MatMulInteger DynamicQuantizeMatMul MatMulIntegerToFloat QAttention "
+        "MatMulNBits"
+    ).split()
 )
 
 
@@ -135,6 +140,7 @@ def external_files(proto: Any) -> list[str]:
 
     Raises:
         InputError: a tensor points outside the model's folder.
+
     """
     names = {
         entry.value
@@ -151,7 +157,7 @@ def external_files(proto: Any) -> list[str]:
 
 
 def graphs(graph: Any) -> Iterable[Any]:
-    """``graph`` and all graphs nested in its nodes' attributes (If, Loop, Scan), outermost first."""
+    """``graph`` and all graphs nested in its nodes (If, Loop, Scan), outermost first."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:

@@ -29,6 +29,7 @@ class Source:
         kind: what it is by content; ``checkpoint`` is any ``torch.save`` file.
         digest: SHA-256 of its content (of the weights and configuration for a folder).
         size_bytes: of the same files.
+
     """
 
     path: Path
@@ -45,6 +46,7 @@ class Loaded:
         program: an ``nn.Module``, ``ScriptModule`` or ``ExportedProgram``; None for ONNX.
         inputs: names of the inputs it takes, in order.
         required: those without a default value.
+
     """
 
     source: Source
@@ -58,6 +60,7 @@ def detect(path: Path) -> Source:
 
     Raises:
         InputError: it does not exist, is empty, cut short or no model.
+
     """
     if path.is_dir():
         return _detect_folder(path)
@@ -82,6 +85,7 @@ def load(source: Source, arch: str | None, trusted: bool) -> Loaded:
 
     Raises:
         InputError: it cannot be loaded, or needs ``--arch`` or ``--trust-pickle``.
+
     """
     if source.kind == "onnx":
         model = Model.read(source.path)
@@ -166,7 +170,9 @@ def _load_torchscript(source: Source) -> Loaded:
     import torch
 
     try:
-        module = torch.jit.load(str(source.path), map_location="cpu").eval()
+        module: Any = torch.jit.load(  # type: ignore[no-untyped-call]
+            str(source.path), map_location="cpu"
+        ).eval()
     except Exception as error:
         raise InputError(f"{source.path} cannot be loaded: {first_cause(error)}") from error
     arguments = module.forward.schema.arguments[1:]
@@ -208,7 +214,8 @@ def _load_weights(source: Source, arch: str | None, trusted: bool) -> Loaded:
 
 def _module(source: Source, module: Any) -> Loaded:
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = [p for p in inspect.signature(module.forward).parameters.values()
-                  if p.kind in kinds]
+    parameters = [
+        p for p in inspect.signature(module.forward).parameters.values() if p.kind in kinds
+    ]
     required = tuple(p.name for p in parameters if p.default is inspect.Parameter.empty)
     return Loaded(source, module, tuple(p.name for p in parameters), required)

@@ -26,6 +26,7 @@ class Variant:
         reason: why, in words.
         notes: what the passes said.
         seconds: spent in passes that no other chain had run before.
+
     """
 
     chain: Chain
@@ -48,7 +49,8 @@ class Builder:
 
     def build(self, chain: Chain) -> Variant:
         """Run the passes of a chain that have not run yet."""
-        model, notes, seconds, changed = self._source, [], 0.0, not chain.passes
+        notes: list[str] = []
+        model, seconds, changed = self._source, 0.0, not chain.passes
         for prefix in chain.prefixes():
             key = str(prefix)
             known = key in self._done

@@ -71,15 +71,25 @@ def _lacks(
         if have is not None and have > budget.limit:
             factor = have / budget.limit
             over = budget.amount(have - budget.limit)
-            lacks.append((factor, f"{budget.quantity} of {budget.amount(have)} is {factor:.2f}x "
-                                  f"the budget, {over} too much"))
+            lacks.append(
+                (
+                    factor,
+                    f"{budget.quantity} of {budget.amount(have)} is {factor:.2f}x "
+                    f"the budget, {over} too much",
+                )
+            )
     accuracy = variant.accuracy
     if variant.status == "inaccurate" and accuracy and floor:
         worse = abs(accuracy.change) or 1e-12
         allowed = floor.value if floor.kind != "absolute" else 0.0
         factor = 1 + abs(worse - allowed) / max(abs(accuracy.source_value), 1e-12)
-        lacks.append((factor, f"{accuracy.metric} of {accuracy.value:.4f} against "
-                              f"{accuracy.source_value:.4f} of the source misses {floor}"))
+        lacks.append(
+            (
+                factor,
+                f"{accuracy.metric} of {accuracy.value:.4f} against "
+                f"{accuracy.source_value:.4f} of the source misses {floor}",
+            )
+        )
     if not lacks and variant.status == "undecided" and variant.latency:
         lacks.append((1.0, variant.reason))
     return lacks

@@ -47,44 +47,75 @@ def _root(
     """Optimize a model under a latency budget and an accuracy floor."""
 
 
-@app.command(DEFAULT, hidden=True, epilog=(
-    "Exit codes: 0 a variant was kept, 1 none meets the budget and floor, 2 unusable input, "
-    "3 none kept but some undecided, 70 internal error, 130 interrupted. "
-    "Other commands: optimize passes. A file of that name is reached as ./passes."
-))
+@app.command(
+    DEFAULT,
+    hidden=True,
+    epilog=(
+        "Exit codes: 0 a variant was kept, 1 none meets the budget and floor, 2 unusable input, "
+        "3 none kept but some undecided, 70 internal error, 130 interrupted. "
+        "Other commands: optimize passes. A file of that name is reached as ./passes."
+    ),
+)
 def run_command(
-    model: Annotated[str, typer.Argument(
-        metavar="MODEL", help="TorchScript, .pt2, weights, ONNX, or a Hugging Face folder.")],
-    budget: Annotated[list[str] | None, typer.Option(
-        metavar="Q=LIMIT", help="p50|p90|p95|p99|p99.9=20ms or size=25MB; repeat: all must hold.",
-    )] = None,
-    floor: Annotated[str | None, typer.Option(
-        help="METRIC=VALUE, drop=0.01 or drop=1%.  [default: drop=0.01; cosine=0.99]")] = None,
-    data: Annotated[str | None, typer.Option(
-        help="Samples: .npz, a folder of .npz, or file.py:function.")] = None,
-    calibration: Annotated[str | None, typer.Option(
-        help="Samples to calibrate on.  [default: a fifth of --data]")] = None,
-    metric: Annotated[str | None, typer.Option(
-        help="top1, top5, f1, mae, rmse, cosine or file.py:function.")] = None,
-    chain: Annotated[list[str] | None, typer.Option(
-        metavar="PASS,...", help="Only these chains, e.g. 'fold,fuse,int8{mode=dynamic}'.")] = None,
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="TorchScript, .pt2, weights, ONNX, or a Hugging Face folder."
+        ),
+    ],
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="Q=LIMIT",
+            help="p50|p90|p95|p99|p99.9=20ms or size=25MB; repeat: all must hold.",
+        ),
+    ] = None,
+    floor: Annotated[
+        str | None,
+        typer.Option(help="METRIC=VALUE, drop=0.01 or drop=1%.  [default: drop=0.01; cosine=0.99]"),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Samples: .npz, a folder of .npz, or file.py:function.")
+    ] = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="Samples to calibrate on.  [default: a fifth of --data]")
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="top1, top5, f1, mae, rmse, cosine or file.py:function.")
+    ] = None,
+    chain: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PASS,...", help="Only these chains, e.g. 'fold,fuse,int8{mode=dynamic}'."
+        ),
+    ] = None,
     objective: Annotated[str, typer.Option(help="latency, accuracy or size.")] = "latency",
-    threads: Annotated[int | None, typer.Option(
-        help="Threads of the runtime.  [default: the cores granted]")] = None,
-    batch: Annotated[int | None, typer.Option(
-        help="Samples a call.  [default: the model's own, or 1]")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of the runtime.  [default: the cores granted]")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Samples a call.  [default: the model's own, or 1]")
+    ] = None,
     confidence: Annotated[float, typer.Option(help="Of a kept verdict.")] = 0.99,
     time_limit: Annotated[str, typer.Option(help="90s, 10m or none.")] = "10m",
-    input: Annotated[list[str] | None, typer.Option(
-        metavar="NAME=SHAPE:TYPE", help="An input's shape, e.g. image=Nx3x224x224:float32.",
-    )] = None,
-    arch: Annotated[str | None, typer.Option(
-        help="file.py:factory for weights without an architecture.")] = None,
-    trust_pickle: Annotated[bool, typer.Option(
-        "--trust-pickle", help="Let a pickled model run its code.")] = False,
+    input: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=SHAPE:TYPE",
+            help="An input's shape, e.g. image=Nx3x224x224:float32.",
+        ),
+    ] = None,
+    arch: Annotated[
+        str | None, typer.Option(help="file.py:factory for weights without an architecture.")
+    ] = None,
+    trust_pickle: Annotated[
+        bool, typer.Option("--trust-pickle", help="Let a pickled model run its code.")
+    ] = False,
     out: Annotated[str | None, typer.Option(help="[default: MODEL.optimized]")] = None,
     seed: Annotated[int, typer.Option(help="For shares and order.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="Print report.json and nothing else.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print report.json and nothing else.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only the answer.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Print every step.")] = False,
 ) -> None:
@@ -148,7 +179,7 @@ def main() -> None:
         # The reader went away; silence the interpreter's own complaint at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_INTERNAL)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  the last resort
         _crash(error)
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -95,9 +95,12 @@ def show(result: Result, console: Console) -> None:
     report = result.report
     console.print(_table(report), soft_wrap=not console.is_terminal)
     for variant in report.variants:
-        console.print(Text.assemble(
-            (f"{variant.chain}: ", "bold"), (variant.reason, _STYLES[variant.status])
-        ), soft_wrap=True)
+        console.print(
+            Text.assemble(
+                (f"{variant.chain}: ", "bold"), (variant.reason, _STYLES[variant.status])
+            ),
+            soft_wrap=True,
+        )
     for note in report.notes:
         console.print(Text(f"Note: {note}."), soft_wrap=True)
     console.print(Text(answer(result)), soft_wrap=True)
@@ -126,16 +129,34 @@ def answer(result: Result) -> str:
 def _table(report: Report) -> Table:
     metric = next((v.accuracy.metric for v in report.variants if v.accuracy), "accuracy")
     table = Table(title=None, box=None, pad_edge=False, header_style="bold")
-    columns = ("variant", "status", "p50 ms", "p95 ms", "p99 ms", "99% bounds", "n", "speed",
-               metric, "interval", "change", "size")
+    columns = (
+        "variant",
+        "status",
+        "p50 ms",
+        "p95 ms",
+        "p99 ms",
+        "99% bounds",
+        "n",
+        "speed",
+        metric,
+        "interval",
+        "change",
+        "size",
+    )
     bounds = f"{report.settings.confidence:.0%} bounds"
     for name in columns:
         text = name in ("variant", "status")
-        table.add_column(bounds if name == "99% bounds" else name,
-                         justify="left" if text else "right", no_wrap=not text, overflow="fold")
+        table.add_column(
+            bounds if name == "99% bounds" else name,
+            justify="left" if text else "right",
+            no_wrap=not text,
+            overflow="fold",
+        )
     for variant in report.variants:
-        table.add_row(*_cells(variant, variant.chain == report.chosen),
-                      style="bold" if variant.chain == report.chosen else None)
+        table.add_row(
+            *_cells(variant, variant.chain == report.chosen),
+            style="bold" if variant.chain == report.chosen else None,
+        )
     return table
 
 
@@ -151,8 +172,9 @@ def _cells(variant: VariantReport, chosen: bool) -> list[Text]:
 def _latency(latency: LatencyReport | None) -> list[str]:
     if latency is None:
         return [""] * 5
-    bounds = [f"{b:.3g}" if b is not None else "?" for b in
-              (latency.p99_lower_ms, latency.p99_upper_ms)]
+    bounds = [
+        f"{b:.3g}" if b is not None else "?" for b in (latency.p99_lower_ms, latency.p99_upper_ms)
+    ]
     values = (latency.p50_ms, latency.p95_ms, latency.p99_ms)
     return [*(f"{v:.4g}" for v in values), " – ".join(bounds), str(latency.samples)]
 

@@ -6,6 +6,7 @@ import base64
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +39,7 @@ class Limits:
             fast model's calls are cheap, and neighbours in time say little that is new.
         min_seconds: see ``max_samples``; ten times that many calls are made at most.
         timeout_s: how long a worker may be silent beyond what its calls should take.
+
     """
 
     deadline: float | None = None
@@ -76,6 +78,7 @@ class Contender:
         judged: False if it is out of the race and timed for information only.
         reference: whether it is timed as long as any other is.
         error: why it was given up; None while it runs.
+
     """
 
     name: str
@@ -103,6 +106,7 @@ def open_worker(target: Target, contender: Contender, limits: Limits) -> None:
 
     Raises:
         WorkerError: the model does not load or run.
+
     """
     scratch = contender.job.scratch / f"process-{len(contender.workers)}"
     scratch.mkdir(parents=True, exist_ok=True)
@@ -122,6 +126,7 @@ def collect_outputs(contender: Contender, count: int, limits: Limits) -> dict[st
 
     Raises:
         WorkerError: the worker failed, or an output holds NaN.
+
     """
     timeout = limits.timeout_s + 20 * count * contender.call_ns / 1e9
     worker = contender.workers[0]
@@ -138,6 +143,7 @@ def warm_up(contender: Contender, limits: Limits) -> None:
 
     Raises:
         WorkerError: a worker failed.
+
     """
     timeout = limits.timeout_s + 300 * contender.call_ns / 1e9
     for worker in contender.workers:
@@ -201,12 +207,12 @@ def _time_block(
     contender.profile = replace(contender.profile, blocks=(*blocks, block))
 
 
-def _disturbance(reply: dict[str, list[int]], usual_ns: float) -> str | None:
+def _disturbance(reply: dict[str, Any], usual_ns: float) -> str | None:
     """What disturbed a block, in words; None if nothing that was watched did."""
     slowest = max(reply["canary_ns"])
     if slowest > DISTURBED_CANARY * usual_ns:
         return f"fixed work took {slowest / usual_ns:.1f} times as long as usual"
-    counters = dict(reply["counters"])
+    counters: dict[str, int] = reply["counters"]
     if counters.get("throttled"):
         return "the cgroup's quota throttled it"
     if counters.get("steal_ticks", 0) > 1:

@@ -25,12 +25,14 @@ def check_writable(folder: Path) -> None:
 
     Raises:
         InputError: it is a file, holds something else, or its parent cannot be written.
+
     """
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise InputError(f"--out {folder} exists and is no folder; name another")
     if folder.is_dir() and any(folder.iterdir()) and not _ours(folder):
         raise InputError(
-            f"--out {folder} exists and holds something else; name another folder, it is not touched"
+            f"--out {folder} exists and holds something else, which is not touched; "
+            "name another folder"
         )
     parent = _existing_parent(folder)
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
@@ -58,6 +60,7 @@ def write(
 
     Raises:
         OptimizeError: the disk is full or not writable; the earlier result is left as it was.
+
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -102,6 +102,7 @@ def run(request: Request, observer: Observer | None = None, target: Target | Non
 
     Raises:
         InputError: what was given cannot be used; nothing is written.
+
     """
     observer, target = observer or Silent(), target or LocalTarget()
     output.check_writable(request.folder)
@@ -117,7 +118,7 @@ def run(request: Request, observer: Observer | None = None, target: Target | Non
     except OSError as problem:
         _refuse_full_disk(problem, folder)
         error = problem
-    except (Exception, KeyboardInterrupt) as problem:
+    except (Exception, KeyboardInterrupt) as problem:  # noqa: BLE001  reported
         error = problem
     try:
         return _finish(state, error)
@@ -157,7 +158,9 @@ def _build(state: _Run, folder: Path, observer: Observer) -> list[Variant]:
         isa=frozenset(state.device.isa),
     )
     builder = Builder(model, context, lambda step, given, ctx: step(given, ctx))
-    limits, built, digests = state.limits(BUILD_SHARE), [], {}
+    limits = state.limits(BUILD_SHARE)
+    built: list[Variant] = []
+    digests: dict[str, Chain] = {}
     observer.stage("build", len(chains))
     for number, chain in enumerate(chains):
         observer.step(number, str(chain))

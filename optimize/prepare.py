@@ -39,6 +39,7 @@ class Prepared:
         floor: what the metric must reach.
         data: the same in figures.
         notes: what a reader must know.
+
     """
 
     exported: Exported
@@ -57,6 +58,7 @@ class Prepared:
 
         Raises:
             InputError: an output does not hold one entry for each sample of a batch.
+
         """
         if not self.evaluation.batch_first:
             return outputs
@@ -80,6 +82,7 @@ def prepare(request: Request, source: Source, folder: Path) -> Prepared:
 
     Raises:
         InputError: anything given does not fit.
+
     """
     metric, floor = _metric(request)
     loaded = load(source, request.arch, request.trust_pickle)
@@ -100,8 +103,10 @@ def prepare(request: Request, source: Source, folder: Path) -> Prepared:
             notes.append("one sample cannot be shared: passes that need calibration are left out")
     metric, floor = _defaults(metric, floor, data)
     if real is None:
-        notes.append("no data was given: the accuracy was judged on synthetic inputs, which says "
-                     "little about real ones")
+        notes.append(
+            "no data was given: the accuracy was judged on synthetic inputs, which says "
+            "little about real ones"
+        )
     own = calibration if calibration and not request.calibration else None
     return _assemble(request, exported, evaluation, calibration, own, metric, floor, notes)
 
@@ -211,9 +216,7 @@ def _custom(reference: str) -> Metric:
     return custom(reference.rpartition(":")[2], checked)
 
 
-def _defaults(
-    metric: Metric | None, floor: Floor | None, data: Dataset
-) -> tuple[Metric, Floor]:
+def _defaults(metric: Metric | None, floor: Floor | None, data: Dataset) -> tuple[Metric, Floor]:
     labelled = data.labels is not None
     metric = metric or METRICS["top1" if labelled else "cosine"]
     if metric.needs_labels and not labelled:

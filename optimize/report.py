@@ -18,7 +18,7 @@ from optimize.budgets.verdict import Status
 from optimize.errors import InputError
 from optimize.targets.base import Device
 
-SCHEMA = 1
+SCHEMA: Literal[1] = 1
 EXIT_KEPT, EXIT_NONE, EXIT_USAGE, EXIT_UNDECIDED = 0, 1, 2, 3
 EXIT_INTERNAL, EXIT_INTERRUPTED = 70, 130
 
@@ -53,8 +53,10 @@ class LatencyReport:
         """Summarize a profile that has samples."""
         ms = {p: profile.percentile_ns(p) / 1e6 for p in (0.5, 0.9, 0.95, 0.99, 0.999)}
         bounds = {
-            p: [b if b is None else b / 1e6
-                for b in percentile_bounds(profile.samples_ns, p, confidence)]
+            p: [
+                b if b is None else b / 1e6
+                for b in percentile_bounds(profile.samples_ns, p, confidence)
+            ]
             for p in (0.5, 0.99)
         }
         return cls(
@@ -168,6 +170,7 @@ class Report:
         nearest_miss: in words, if none was kept and a variant came close.
         exit_code: 0 kept, 1 none, 3 none but some undecided, 70 internal error, 130 interrupted.
         notes: what a reader must know about the whole run.
+
     """
 
     source: SourceReport
@@ -183,13 +186,14 @@ class Report:
     nearest_miss: str | None = None
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
-    schema: Literal[1] = SCHEMA
+    schema: Literal[1] = 1
 
     def variant(self, chain: str) -> VariantReport:
         """The row of a chain.
 
         Raises:
             KeyError: there is none.
+
         """
         for variant in self.variants:
             if variant.chain == chain:
@@ -210,6 +214,7 @@ class Report:
 
         Raises:
             InputError: it is no report, or of another schema.
+
         """
         from pydantic import TypeAdapter, ValidationError
 
@@ -218,7 +223,9 @@ class Report:
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"])) or "the text"
-            raise InputError(f"this is no report of schema {SCHEMA}: {place}: {first['msg']}") from None
+            raise InputError(
+                f"this is no report of schema {SCHEMA}: {place}: {first['msg']}"
+            ) from None
         return report
 
 
@@ -231,6 +238,7 @@ class Result:
         folder: the result folder.
         model: the chosen artefact; None if no variant was kept.
         error: what cut the run short; None if nothing did.
+
     """
 
     report: Report

@@ -40,6 +40,7 @@ class Request:
         trust_pickle: whether a pickle may run code.
         out: the result folder; None for ``<model>.optimized``.
         seed: for shares, order and synthetic inputs.
+
     """
 
     model: Path
@@ -65,6 +66,7 @@ class Request:
 
         Raises:
             InputError: a value is out of its range.
+
         """
         if not self.budgets:
             raise InputError("no budget is given; add for example --budget p99=20ms")
@@ -96,6 +98,7 @@ def parse_input(text: str) -> TensorSpec:
 
     Raises:
         InputError: the text is no input specification.
+
     """
     match = _INPUT.fullmatch(text.strip())
     example = "write for example image=Nx3x224x224:float32"
@@ -121,12 +124,15 @@ def parse_duration(text: str) -> float | None:
 
     Raises:
         InputError: the text is no duration.
+
     """
     if text.strip() == "none":
         return None
     match = _DURATION.fullmatch(text.strip())
     if match is None or float(match.group(1)) <= 0:
-        raise InputError(f"--time-limit {text!r} is no duration; write for example 90s, 10m or none")
+        raise InputError(
+            f"--time-limit {text!r} is no duration; write for example 90s, 10m or none"
+        )
     return float(match.group(1)) * _SECONDS[match.group(2)]
 
 

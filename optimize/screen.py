@@ -65,6 +65,7 @@ class Screening:
 
     Attributes:
         chosen: the chain that was confirmed; None as long as none is.
+
     """
 
     target: Target
@@ -93,6 +94,7 @@ class Screening:
 
         Raises:
             InputError: the source itself does not run, or its metric cannot be computed.
+
         """
         inputs = write_inputs(self.prepared.latency, self.folder / "inputs")
         for number, variant in enumerate(variants):
@@ -232,9 +234,7 @@ class Screening:
             return Verdict("undecided", _LATE)
         if contender.error is not None:
             return Verdict("failed", contender.error)
-        return judge(
-            contender.profile, candidate.accuracy, candidate.model.size_bytes, requirement
-        )
+        return judge(contender.profile, candidate.accuracy, candidate.model.size_bytes, requirement)
 
     def _confirm(self, candidate: _Candidate, limits: Limits, observer: Observer) -> None:
         candidate.confirmed = True

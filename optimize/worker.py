@@ -104,7 +104,9 @@ class OnnxRuntime:
         onnxruntime.set_default_logger_severity(4)
         available = onnxruntime.get_available_providers()
         if job["provider"] not in available:
-            raise RuntimeError(f"provider {job['provider']} is not installed; there are {available}")
+            raise RuntimeError(
+                f"provider {job['provider']} is not installed; there are {available}"
+            )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = job["threads"]
         options.inter_op_num_threads = 1
@@ -115,7 +117,8 @@ class OnnxRuntime:
         session.disable_fallback()
         if session.get_providers()[0] != job["provider"]:
             raise RuntimeError(
-                f"asked for {job['provider']}, onnxruntime fell back to {session.get_providers()[0]}"
+                f"asked for {job['provider']}, "
+                f"onnxruntime fell back to {session.get_providers()[0]}"
             )
         self.version = onnxruntime.__version__
         self.names = [output.name for output in session.get_outputs()]
@@ -160,11 +163,14 @@ class Worker:
         """Run the first ``count`` samples; each output goes to a raw file, in their order."""
         import numpy as np
 
-        entries = [{"name": n, "file": f"output-{i}.bin", "dtype": None, "shapes": [], "nans": 0}
-                   for i, n in enumerate(self._runtime.names)]
+        entries = [
+            {"name": n, "file": f"output-{i}.bin", "dtype": None, "shapes": [], "nans": 0}
+            for i, n in enumerate(self._runtime.names)
+        ]
         with contextlib.ExitStack() as stack:
-            sinks = [stack.enter_context((self._scratch / str(e["file"])).open("wb"))
-                     for e in entries]
+            sinks = [
+                stack.enter_context((self._scratch / str(e["file"])).open("wb")) for e in entries
+            ]
             for index in range(count):
                 values = self._runtime.run(self._samples.feed(index))
                 for value, entry, sink in zip(values, entries, sinks, strict=True):
@@ -271,7 +277,7 @@ def _die_with_parent() -> None:
 
 
 def _steady(durations: list[int]) -> bool:
-    """pyperf's rule on the last 40 calls: the second half is no outlier, no faster, no wilder."""
+    """Pyperf's rule on the last 40 calls: the second half is no outlier, no faster, no wilder."""
     import numpy as np
 
     if len(durations) < 40:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 from optimize.models.model import FILE_NAME, Model
@@ -11,7 +15,7 @@ _INLINE_MOST = 2**31 - 2**26  # protobuf ends at 2 GiB; leave room for the graph
 
 
 def load_ir(model: Model) -> Any:
-    """The model as an ``onnx_ir.Model`` whose weights are read on demand."""
+    """Load the model as an ``onnx_ir.Model`` whose weights are read on demand."""
     import onnx_ir
 
     return onnx_ir.load(str(model.path))
@@ -28,7 +32,7 @@ def save_ir(graph: Any, model: Model, context: Context) -> Model:
 
 
 def load_proto(model: Model) -> Any:
-    """The model as an ``onnx.ModelProto`` with its weights."""
+    """Load the model as an ``onnx.ModelProto`` with its weights."""
     import onnx
 
     return onnx.load(str(model.path))
@@ -47,3 +51,15 @@ def save_proto(proto: Any, context: Context) -> Model:
 def needs_side_file(model: Model) -> bool:
     """Whether a model of this size must keep its weights beside the graph."""
     return model.size_bytes > _INLINE_MOST
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Keep libraries from printing and logging every pattern that they did not match."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(level)

@@ -29,7 +29,9 @@ class Fp16(Pass):
         import re
 
         if not re.fullmatch(r"\w+(\+\w+)*", self.keep):
-            raise InputError(f"fp16: keep={self.keep} is not of the form Softmax+LayerNormalization")
+            raise InputError(
+                f"fp16: keep={self.keep} is not of the form Softmax+LayerNormalization"
+            )
 
     def apply(self, model: Model, context: Context) -> PassResult:
         """Convert with onnxruntime's float16 converter."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from optimize.errors import NotApplicable, first_cause
 from optimize.models.model import FILE_NAME, Model
 from optimize.passes.base import Context, Pass, PassResult, changed_counts
-from optimize.passes.files import load_ir, needs_side_file, save_ir
+from optimize.passes.files import load_ir, needs_side_file, save_ir, silent
 
 _ATTENTION = ("Attention", "MultiHeadAttention", "PackedAttention", "GroupQueryAttention")
 # In the order in which they are tried; a family is taken if it fuses the attention.
@@ -30,7 +29,9 @@ class Fuse(Pass):
     """
 
     name: ClassVar[str] = "fuse"
-    summary: ClassVar[str] = "operator fusion: conv+bn, attention, layer norm, GELU, skip connection"
+    summary: ClassVar[str] = (
+        "operator fusion: conv+bn, attention, layer norm, GELU, skip connection"
+    )
     needs: ClassVar[str] = "engine=onnxruntime-tools: the extra tailfit[onnxruntime-tools]"
     tolerance: ClassVar[float | None] = 1e-3  # fused kernels sum in another order
 
@@ -63,7 +64,9 @@ def _fused_attention(model: Model) -> int:
 def _matched(before: Model, after: Model, changes: Mapping[str, int]) -> str:
     nodes = sum(n for _, n in before.op_counts), sum(n for _, n in after.op_counts)
     new = [f"{name.removeprefix(_FUSED)} x{n}" for name, n in changes.items() if n > 0]
-    gone = [f"{name} x{-n}" for name, n in changes.items() if n < 0 and name == "BatchNormalization"]
+    gone = [
+        f"{name} x{-n}" for name, n in changes.items() if n < 0 and name == "BatchNormalization"
+    ]
     shown = ", ".join(new + [f"{g} folded away" for g in gone]) or "operators merged"
     return f"{nodes[0]} nodes became {nodes[1]}: {shown}"
 
@@ -75,7 +78,7 @@ def _transformer(model: Model, context: Context, more: bool) -> tuple[Model, lis
     for family in _FAMILIES:
         try:
             fused = _family(model, context, family)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  the next family may do
             errors.append(f"{family}: {first_cause(error, 120)}")
             continue
         if best is None or _fused_attention(fused) > _fused_attention(best):
@@ -87,7 +90,7 @@ def _transformer(model: Model, context: Context, more: bool) -> tuple[Model, lis
             scripted = _onnxscript(model, context)
             if _fused_attention(scripted) or best is None:
                 return scripted, ["attention matched by onnxscript's rules only"]
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  told below
             errors.append(f"onnxscript: {first_cause(error, 120)}")
     if best is None:
         raise NotApplicable(f"no engine could read the graph: {'; '.join(errors)}")
@@ -97,7 +100,7 @@ def _transformer(model: Model, context: Context, more: bool) -> tuple[Model, lis
 def _family(model: Model, context: Context, family: str) -> Model:
     from onnxruntime.transformers import optimizer
 
-    with _silent():
+    with silent():
         # Level 0: onnxruntime's own fusions first would hide the patterns from these. Heads and
         # hidden size of zero are detected from the graph.
         fused = optimizer.optimize_model(str(model.path), family, num_heads=0, opt_level=0)
@@ -107,7 +110,7 @@ def _family(model: Model, context: Context, family: str) -> Model:
 def _onnxscript(model: Model, context: Context) -> Model:
     from onnxscript.rewriter.ort_fusions import optimize_for_ort
 
-    with _silent():
+    with silent():
         fused, _ = optimize_for_ort(load_ir(model))
     return save_ir(fused, model, _subfolder(context, "onnxscript"))
 
@@ -137,7 +140,7 @@ def _onnxruntime_tools(model: Model, context: Context) -> tuple[Model, list[str]
             "install tailfit[onnxruntime-tools], or use fuse without an engine, its successor"
         ) from error
     try:
-        with _silent():
+        with silent():
             fused = optimizer.optimize_model(
                 str(model.path), "bert", num_heads=12, hidden_size=768, opt_level=0
             )
@@ -152,7 +155,7 @@ def _onnxruntime_tools(model: Model, context: Context) -> tuple[Model, list[str]
 def _save_fused(fused: Any, model: Model, context: Context, name: str) -> Model:
     path = _subfolder(context, name).folder / FILE_NAME
     save: Callable[..., Any] = fused.save_model_to_file
-    with _silent():
+    with silent():
         save(str(path), use_external_data_format=needs_side_file(model))
     return Model.read(path)
 
@@ -165,14 +168,3 @@ def _subfolder(context: Context, name: str) -> Context:
         shutil.rmtree(folder)
     folder.mkdir()
     return replace(context, folder=folder)
-
-
-class _silent:
-    """These optimizers log every pattern that did not match as if it were the user's concern."""
-
-    def __enter__(self) -> None:
-        self._level = logging.root.manager.disable
-        logging.disable(logging.CRITICAL)
-
-    def __exit__(self, *_: object) -> None:
-        logging.disable(self._level)

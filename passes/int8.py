@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -15,7 +11,7 @@ from optimize.models.data import Dataset
 from optimize.models.model import FILE_NAME, Model
 from optimize.models.run import feed
 from optimize.passes.base import Context, Pass, PassResult
-from optimize.passes.files import needs_side_file
+from optimize.passes.files import needs_side_file, silent
 
 Mode = Literal["dynamic", "static", "weights"]
 _MATMUL = ("MatMul", "Gemm")
@@ -69,7 +65,7 @@ class Int8(Pass):
         if self.mode == "weights":
             return self._weights(model, context)
         types = self._operators(model)
-        with _silent():
+        with silent():
             if self.mode == "dynamic":
                 self._dynamic(model, context, types)
                 notes: tuple[str, ...] = ()
@@ -81,7 +77,7 @@ class Int8(Pass):
         return PassResult(result, True, (_coverage(model, result, types), *notes))
 
     def _operators(self, model: Model) -> list[str]:
-        """The operator types to quantize that the model has."""
+        """List the operator types to quantize that the model has."""
         from onnxruntime.quantization import registry
 
         known = (
@@ -161,7 +157,7 @@ class Int8(Pass):
         import onnx
         from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
-        with _silent():
+        with silent():
             quantizer = MatMulNBitsQuantizer(
                 onnx.load(str(model.path)), bits=self.bits, block_size=128, is_symmetric=True
             )
@@ -206,7 +202,7 @@ def _prepared(model: Model, context: Context) -> Path:
 
 
 def _most_common_shape(samples: Dataset) -> list[int]:
-    """Indices of the samples that share the shapes which most samples have."""
+    """Find the samples that share the shapes which most samples have."""
     groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
     for index in range(len(samples)):
         shapes = tuple(array.shape for array in samples.sample(index).values())
@@ -226,15 +222,3 @@ def _reader(samples: Dataset) -> Any:
             return None if index is None else feed(samples.sample(index))
 
     return Reader()
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """onnxruntime's quantizers print and warn about every model that was not pre-processed."""
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink):
-            yield
-    finally:
-        logging.disable(level)

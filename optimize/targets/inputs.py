@@ -16,6 +16,7 @@ def write_inputs(samples: Dataset, folder: Path) -> Path:
 
     Returns:
         ``folder``, which is created.
+
     """
     folder.mkdir(parents=True)
     entries: list[dict[str, Any]] = []
