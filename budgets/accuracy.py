@@ -37,7 +37,6 @@ class Scores:
     Attributes:
         rows: one row a sample, shape (samples, ...).
         reduce: turns rows (any subset, in any order) into the metric's value.
-
     """
 
     rows: Array
@@ -76,7 +75,6 @@ class Metric:
         score: (outputs, labels, the source's outputs) -> scores.
         higher_is_better: False for errors such as mae.
         needs_labels: False if the source's outputs are the standard.
-
     """
 
     name: str
@@ -102,7 +100,6 @@ class Accuracy:
         change: value - source_value.
         change_low, change_high: paired confidence interval of the change.
         higher_is_better: which way is up.
-
     """
 
     metric: str
@@ -150,7 +147,6 @@ def compare(metric: Metric, variant: Scores, source: Scores, confidence: float) 
 
     Raises:
         InputError: the metric is not a finite number.
-
     """
     values = [_finite(metric.name, scores.value) for scores in (variant, source)]
     if variant.binary and source.binary:

@@ -27,7 +27,6 @@ class Budget:
     Attributes:
         quantity: a latency percentile or the size of the artefact.
         limit: nanoseconds for a percentile, bytes for a size; at least 1.
-
     """
 
     quantity: Quantity
@@ -39,7 +38,6 @@ class Budget:
 
         Raises:
             InputError: the text is no budget; the message shows what would be.
-
         """
         match = _BUDGET.fullmatch(text)
         if match is None:
@@ -88,7 +86,6 @@ class Floor:
             source, in the metric's unit) or ``relative`` (at most this share of its value).
         value: the value, the drop, or the share.
         metric: the metric that an absolute floor names; None for drops.
-
     """
 
     kind: Literal["absolute", "drop", "relative"]
@@ -101,7 +98,6 @@ class Floor:
 
         Raises:
             InputError: the text is no floor.
-
         """
         match = _FLOOR.fullmatch(text)
         example = "write for example top1=0.90, drop=0.01 or drop=1%"

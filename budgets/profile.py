@@ -18,7 +18,6 @@ class Block:
         process: which of the variant's processes ran them, from 0.
         started_ns: when the block began, on the controller's monotonic clock.
         disturbance: what disturbed the machine meanwhile; None for a clean block.
-
     """
 
     samples_ns: NDArray[np.int64]
@@ -37,7 +36,6 @@ class Profile:
         first_call_ns: time of the first call of all.
         warmup_calls: calls thrown away before the first block.
         steady: whether the warm-up's steadiness rule was met.
-
     """
 
     blocks: tuple[Block, ...]
@@ -58,7 +56,6 @@ class Profile:
 
         Raises:
             ValueError: there are no samples.
-
         """
         if self.samples_ns.size == 0:
             raise ValueError("no samples, hence no percentile")
@@ -88,7 +85,6 @@ def percentile_bounds(
 
     Returns:
         The bounds in the samples' unit; None where n is too small for one.
-
     """
     from scipy.special import bdtr
 

@@ -36,7 +36,6 @@ class TailTest:
         tail: q0, the share of calls that may exceed the limit; in (0, 1).
         alpha: bound on the probability to accept although q >= q0.
         beta: bound on the probability to reject although q <= q0.
-
     """
 
     tail: float
@@ -93,7 +92,6 @@ def variance_inflation(samples: NDArray[np.int64]) -> float:
 
     Args:
         samples: latencies in the order in which they were measured, shape (n,), any unit.
-
     """
     size = math.isqrt(samples.size)
     if size < 4:

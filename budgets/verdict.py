@@ -27,7 +27,6 @@ class Requirement:
         confidence: 1 - alpha of the whole screening.
         contenders: how many variants are screened; each spends alpha / contenders.
         strict_floor: whether the floor must hold at the interval's worse end.
-
     """
 
     budgets: tuple[Budget, ...]
@@ -61,7 +60,6 @@ class TailEvidence:
         calls, over: timed calls, and those that exceeded the limit.
         clean_calls, clean_over: the same among the undisturbed blocks.
         more_calls: further calls that would probably accept; None if none would.
-
     """
 
     budget: Budget
@@ -148,7 +146,6 @@ def judge(
         accuracy: its metric beside the source's; None if it was not evaluated.
         size_bytes: of the whole artefact.
         requirement: the budgets and the floor.
-
     """
     evidence = weigh(profile, requirement) if profile is not None else ()
     misses = _misses(evidence, accuracy, size_bytes, requirement)

@@ -58,7 +58,6 @@ def load_checkpoint(path: Path, trusted: bool) -> Any:
 
     Raises:
         InputError: it would import code and is not trusted, or it cannot be read.
-
     """
     import torch
 
@@ -83,7 +82,6 @@ def load_safetensors(path: Path) -> dict[str, Any]:
 
     Raises:
         InputError: it is damaged.
-
     """
     try:
         from safetensors.torch import load_file
@@ -100,7 +98,6 @@ def build(factory: Callable[[], Any], reference: str) -> Any:
 
     Raises:
         InputError: it raised, or gave something else.
-
     """
     import torch
 
@@ -121,7 +118,6 @@ def load_into(module: Any, saved: Mapping[str, Any], path: Path) -> Any:
     Raises:
         InputError: none fits; the message names keys that are missing, unexpected or of another
             shape.
-
     """
     wanted = module.state_dict()
     candidates = list(_candidates(saved))

@@ -33,7 +33,6 @@ class Dataset:
         labels: shape (samples, ...), an object array where the labels' shapes differ; or None.
         batch_first: whether the first axis of every input is the batch axis, known after
             :func:`fit`.
-
     """
 
     origin: str
@@ -77,7 +76,6 @@ def read_data(where: str, purpose: str = "--data") -> Dataset:
 
     Raises:
         InputError: it cannot be read, is empty, or its parts have different lengths.
-
     """
     if is_reference(where):
         return _from_function(where, purpose)
@@ -111,7 +109,6 @@ def fit(data: Dataset, specs: Sequence[TensorSpec], purpose: str = "--data") -> 
 
     Raises:
         InputError: names, shapes or types do not fit.
-
     """
     inputs = dict(data.inputs)
     if len(specs) == 1 and len(inputs) == 1:
@@ -133,6 +130,21 @@ def fit(data: Dataset, specs: Sequence[TensorSpec], purpose: str = "--data") -> 
     return replace(data, inputs=fitted, batch_first=added or single)
 
 
+def representative(data: Dataset, count: int = 4) -> Dataset:
+    """Choose the first samples, and for every axis that varies one that shows it."""
+    chosen = list(range(min(count, len(data))))
+    for arrays in data.inputs.values():
+        first = arrays[0].shape
+        for axis in range(len(first)):
+            other = next(
+                (i for i, a in enumerate(arrays) if a.shape[axis : axis + 1] != (first[axis],)),
+                None,
+            )
+            if other is not None:
+                chosen.append(other)
+    return data.take(sorted(set(chosen)))
+
+
 def static_batch(specs: Sequence[TensorSpec]) -> int | None:
     """The batch size that all inputs have fixed alike, if they have."""
     sizes = {spec.shape[0] if spec.shape else None for spec in specs}
@@ -145,7 +157,6 @@ def batched(data: Dataset, size: int) -> Dataset:
 
     Raises:
         InputError: the inputs have no common batch axis, differing shapes, or are too few.
-
     """
     if size == 1:
         return data
@@ -168,7 +179,6 @@ def split(data: Dataset, seed: int) -> tuple[Dataset, Dataset]:
 
     Raises:
         InputError: there are fewer than two samples.
-
     """
     if len(data) < 2:
         raise InputError(
@@ -187,7 +197,6 @@ def synthetic(specs: Sequence[TensorSpec], count: int, seed: int) -> Dataset:
 
     Raises:
         InputError: an input is no tensor of numbers, or of unknown rank.
-
     """
     rng = np.random.default_rng(seed)
     inputs = {spec.name: [_draw(spec, rng) for _ in range(count)] for spec in specs}

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from optimize.errors import InputError, first_cause
+from optimize.errors import InputError, first_cause, nearest
 from optimize.models import huggingface
-from optimize.models.data import Dataset, fit
+from optimize.models.data import Dataset, fit, synthetic
 from optimize.models.model import FILE_NAME, Model, TensorSpec
 from optimize.models.run import Difference, difference, run
-from optimize.models.source import Loaded
+from optimize.models.source import Loaded, Source, load
 
 # Exporters reorder float32 arithmetic; beyond this share of an output's largest magnitude the
 # graph computes something else.
@@ -35,15 +31,14 @@ class Exported:
         model: the ONNX model.
         route: how it was exported.
         difference: to the source's own outputs on real samples.
-        data: the samples, fitted to the model's inputs.
+        specs: the inputs' types and shapes as the user or the source stated them.
         notes: routes that did not work and why.
-
     """
 
     model: Model
     route: str
     difference: Difference
-    data: Dataset
+    specs: tuple[TensorSpec, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -55,6 +50,52 @@ class _Example:
     args: tuple[Any, ...]
     dynamic: tuple[tuple[int, ...], ...]
     output_names: tuple[str, ...]
+
+
+def load_and_export(
+    source: Source,
+    arch: str | None,
+    trusted: bool,
+    probe: Dataset | None,
+    stated: Sequence[TensorSpec],
+    folder: Path,
+) -> Exported:
+    """Load a source and export it into ``folder``.
+
+    Args:
+        source: from :func:`optimize.models.source.detect`.
+        arch: ``file.py:factory`` for weights without an architecture.
+        trusted: whether a pickle may run code.
+        probe: a few samples that show which axes vary; None to make some up.
+        stated: inputs that the user described; they override what the source knows.
+        folder: receives ``model.onnx``.
+
+    Raises:
+        InputError: it cannot be loaded, does not run on the samples, or no route is faithful.
+    """
+    loaded = load(source, arch, trusted)
+    specs = _specs(loaded, stated)
+    data = probe if probe is not None else synthetic(_complete(specs, loaded), CHECKED_SAMPLES, 0)
+    return replace(export(loaded, data, specs, folder), specs=tuple(specs))
+
+
+def _specs(loaded: Loaded, stated: Sequence[TensorSpec]) -> list[TensorSpec]:
+    given = {spec.name: spec for spec in stated}
+    strange = sorted(given.keys() - set(loaded.inputs))
+    if strange:
+        raise InputError(f"--input {strange[0]}: {nearest(strange[0], loaded.inputs)}")
+    known = {spec.name: spec for spec in input_specs(loaded)}
+    return [spec for name in loaded.inputs if (spec := given.get(name) or known.get(name))]
+
+
+def _complete(specs: list[TensorSpec], loaded: Loaded) -> list[TensorSpec]:
+    missing = [name for name in loaded.required if name not in {spec.name for spec in specs}]
+    if missing:
+        raise InputError(
+            f"{loaded.source.path} does not tell the shape of its input {missing[0]}; "
+            f"give --data, or --input {missing[0]}=1x3x224x224:float32 with its shape and type"
+        )
+    return specs
 
 
 def input_specs(loaded: Loaded) -> tuple[TensorSpec, ...]:
@@ -86,14 +127,14 @@ def export(loaded: Loaded, data: Dataset, specs: Sequence[TensorSpec], folder: P
 
     Raises:
         InputError: the data does not fit, or no route gives a faithful model.
-
     """
     if loaded.source.kind == "onnx":
         model = Model.read(loaded.source.path)
-        return Exported(model, "as given", Difference(), fit(data, model.signature.inputs))
+        fit(data, model.signature.inputs)
+        return Exported(model, "as given", Difference())
     import torch
 
-    with torch.no_grad(), _quiet():
+    with torch.no_grad():
         bound, reference = _bind(loaded, data, specs)
         example = _example(loaded, bound, specs)
         return _first_route(loaded, bound, reference, example, folder)
@@ -120,10 +161,20 @@ def _first_route(
         outputs = [spec.name for spec in model.signature.outputs]
         distance = difference(checked, [_named(outputs, values) for values in reference])
         if distance.relative <= TOLERANCE:
-            return Exported(model, name, distance, fitted, tuple(notes))
+            return Exported(model, name, distance, notes=tuple(notes))
         notes.append(f"{name}: its outputs differ by {distance}")
     tried = "; ".join(notes)
-    raise InputError(f"{loaded.source.path} cannot be exported to ONNX: {tried}")
+    raise InputError(f"{loaded.source.path} cannot be exported to ONNX: {_why(loaded)}{tried}")
+
+
+def _why(loaded: Loaded) -> str:
+    """Say what is known to defeat every route."""
+    if loaded.source.kind == "torchscript" and "prim::SetAttr" in str(loaded.program.inlined_graph):
+        return (
+            "the script keeps state in its own attributes, which ONNX cannot hold; "
+            "script a module that takes the state as an input and returns it. "
+        )
+    return ""
 
 
 def _named(names: list[str], values: list[Any]) -> dict[str, Any]:
@@ -320,17 +371,3 @@ def _placeholder_specs(program: Any) -> Iterator[TensorSpec]:
         value = values[name]
         dims = tuple(dim if isinstance(dim, int) else str(dim) for dim in value.shape)
         yield TensorSpec(name, str(value.dtype).removeprefix("torch."), dims)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep exporters from printing; what matters of it comes as an exception."""
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            with contextlib.redirect_stderr(io.StringIO()):
-                yield
-    finally:
-        logging.disable(level)

@@ -29,7 +29,6 @@ def load_folder(path: Path) -> tuple[Any, tuple[str, ...]]:
 
     Raises:
         InputError: transformers is missing, or cannot load the folder.
-
     """
     import torch
 

@@ -22,7 +22,6 @@ class TensorSpec:
         name: as in the graph.
         dtype: numpy's name of the element type, ``str`` for strings.
         shape: a number, a symbol or None (unknown) for each axis; None if the rank is unknown.
-
     """
 
     name: str
@@ -56,7 +55,6 @@ class Model:
         opset: version of the default operator set.
         op_counts: how often each operator occurs, subgraphs included, sorted by name; operators
             outside the default domain carry it as a prefix.
-
     """
 
     path: Path
@@ -72,7 +70,6 @@ class Model:
 
         Raises:
             InputError: the file is missing, or is no complete ONNX model.
-
         """
         import onnx
 
@@ -140,7 +137,6 @@ def external_files(proto: Any) -> list[str]:
 
     Raises:
         InputError: a tensor points outside the model's folder.
-
     """
     names = {
         entry.value
@@ -208,5 +204,8 @@ def _spec(value: Any) -> TensorSpec:
     dims: list[Dim] = []
     for dim in tensor.shape.dim:
         which = dim.WhichOneof("value")
-        dims.append(None if which is None else getattr(dim, which))
+        value_or_symbol: Dim = None if which is None else getattr(dim, which)
+        # Some exporters write -1 for an axis that may vary.
+        negative = isinstance(value_or_symbol, int) and value_or_symbol < 0
+        dims.append(None if negative else value_or_symbol)
     return TensorSpec(value.name, dtype, tuple(dims))

@@ -24,7 +24,6 @@ class Difference:
         absolute: largest absolute difference of any element.
         relative: largest of any output, each relative to that output's largest magnitude.
         output: the output with the largest relative difference.
-
     """
 
     absolute: float = 0.0
@@ -42,7 +41,6 @@ def open_session(model: Model) -> Any:
 
     Raises:
         InputError: onnxruntime cannot load the model.
-
     """
     import onnxruntime
 
@@ -61,7 +59,6 @@ def run(model: Model, samples: Dataset) -> list[dict[str, Any]]:
 
     Raises:
         InputError: onnxruntime cannot load or run the model.
-
     """
     session = open_session(model)
     names = [output.name for output in session.get_outputs()]

@@ -29,7 +29,6 @@ class Source:
         kind: what it is by content; ``checkpoint`` is any ``torch.save`` file.
         digest: SHA-256 of its content (of the weights and configuration for a folder).
         size_bytes: of the same files.
-
     """
 
     path: Path
@@ -46,7 +45,6 @@ class Loaded:
         program: an ``nn.Module``, ``ScriptModule`` or ``ExportedProgram``; None for ONNX.
         inputs: names of the inputs it takes, in order.
         required: those without a default value.
-
     """
 
     source: Source
@@ -60,7 +58,6 @@ def detect(path: Path) -> Source:
 
     Raises:
         InputError: it does not exist, is empty, cut short or no model.
-
     """
     if path.is_dir():
         return _detect_folder(path)
@@ -85,7 +82,6 @@ def load(source: Source, arch: str | None, trusted: bool) -> Loaded:
 
     Raises:
         InputError: it cannot be loaded, or needs ``--arch`` or ``--trust-pickle``.
-
     """
     if source.kind == "onnx":
         model = Model.read(source.path)

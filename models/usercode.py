@@ -28,7 +28,6 @@ def load_function(reference: str, purpose: str) -> Callable[..., Any]:
 
     Raises:
         InputError: no such file or function, or the file raised while it was imported.
-
     """
     if not is_reference(reference):
         raise InputError(f"{purpose} {reference!r} is not of the form file.py:function")
@@ -48,7 +47,6 @@ def call(function: Callable[..., Any], what: str, *args: Any) -> Any:
 
     Raises:
         InputError: naming ``what`` and the function's own error.
-
     """
     try:
         return function(*args)

@@ -47,7 +47,6 @@ def optimize(
         InputError: what was given cannot be used; nothing is written.
         Exception: an internal error, after what was finished has been reported in the folder.
         KeyboardInterrupt: likewise.
-
     """
     budgets = [budget] if isinstance(budget, (str, Budget)) else list(budget)
     request = Request(

@@ -26,7 +26,6 @@ class Variant:
         reason: why, in words.
         notes: what the passes said.
         seconds: spent in passes that no other chain had run before.
-
     """
 
     chain: Chain

@@ -109,12 +109,13 @@ def show(result: Result, console: Console) -> None:
 def answer(result: Result) -> str:
     """The outcome in one or two sentences."""
     report = result.report
-    limits = ", ".join(report.budgets)
+    limits = ", ".join(budget.text for budget in report.budgets)
+    floor = f" and floor {report.floor.text}" if report.floor else ""
     if report.chosen is not None and report.exit_code == 0:
         best = report.variant(report.chosen)
         ratio = f", {best.speedup:.2f}x as fast as the source" if best.speedup else ""
         return (
-            f"Kept: {best.chain}{ratio}, within {limits} and floor {report.floor} "
+            f"Kept: {best.chain}{ratio}, within {limits}{floor} "
             f"at {report.settings.confidence:.0%} confidence. Written to {result.model}"
         )
     miss = f" Nearest miss: {report.nearest_miss}." if report.nearest_miss else ""
@@ -123,7 +124,7 @@ def answer(result: Result) -> str:
         70: "An internal error ended the run before a verdict on",
         130: "Interrupted before a verdict on",
     }.get(report.exit_code, "None kept: no variant meets")
-    return f"{what} {limits} and floor {report.floor}.{miss} Report in {result.folder}"
+    return f"{what} {limits}{floor}.{miss} Report in {result.folder}"
 
 
 def _table(report: Report) -> Table:

@@ -49,7 +49,6 @@ def first_cause(error: BaseException, limit: int = 300) -> str:
     Args:
         error: any exception; explicit causes (``raise ... from``) are followed to the first.
         limit: the most characters to return.
-
     """
     while error.__cause__ is not None:
         error = error.__cause__

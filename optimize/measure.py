@@ -39,7 +39,6 @@ class Limits:
             fast model's calls are cheap, and neighbours in time say little that is new.
         min_seconds: see ``max_samples``; ten times that many calls are made at most.
         timeout_s: how long a worker may be silent beyond what its calls should take.
-
     """
 
     deadline: float | None = None
@@ -78,7 +77,6 @@ class Contender:
         judged: False if it is out of the race and timed for information only.
         reference: whether it is timed as long as any other is.
         error: why it was given up; None while it runs.
-
     """
 
     name: str
@@ -106,7 +104,6 @@ def open_worker(target: Target, contender: Contender, limits: Limits) -> None:
 
     Raises:
         WorkerError: the model does not load or run.
-
     """
     scratch = contender.job.scratch / f"process-{len(contender.workers)}"
     scratch.mkdir(parents=True, exist_ok=True)
@@ -126,7 +123,6 @@ def collect_outputs(contender: Contender, count: int, limits: Limits) -> dict[st
 
     Raises:
         WorkerError: the worker failed, or an output holds NaN.
-
     """
     timeout = limits.timeout_s + 20 * count * contender.call_ns / 1e9
     worker = contender.workers[0]
@@ -143,7 +139,6 @@ def warm_up(contender: Contender, limits: Limits) -> None:
 
     Raises:
         WorkerError: a worker failed.
-
     """
     timeout = limits.timeout_s + 300 * contender.call_ns / 1e9
     for worker in contender.workers:

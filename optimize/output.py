@@ -25,7 +25,6 @@ def check_writable(folder: Path) -> None:
 
     Raises:
         InputError: it is a file, holds something else, or its parent cannot be written.
-
     """
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise InputError(f"--out {folder} exists and is no folder; name another")
@@ -60,7 +59,6 @@ def write(
 
     Raises:
         OptimizeError: the disk is full or not writable; the earlier result is left as it was.
-
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
 from optimize import output
 from optimize.build import Builder, Variant
+from optimize.child import Child, ChildDied
 from optimize.choose import nearest_miss
-from optimize.errors import InputError, first_cause
+from optimize.errors import InputError, PassFailed, first_cause
 from optimize.measure import Limits
 from optimize.models.model import Model
 from optimize.models.source import Source, detect
-from optimize.passes.base import Context
+from optimize.passes.base import Context, Pass, PassResult
 from optimize.passes.chain import Chain
 from optimize.plan import built_in
 from optimize.prepare import Prepared, prepare
@@ -29,7 +31,9 @@ from optimize.report import (
     EXIT_KEPT,
     EXIT_NONE,
     EXIT_UNDECIDED,
+    BudgetReport,
     DataReport,
+    FloorReport,
     Report,
     Result,
     SettingsReport,
@@ -81,7 +85,9 @@ class _Run:
     target: Target
     device: Device
     settings: Settings
+    folder: Path
     started: float
+    child: Child = field(default_factory=Child)
     source: Source | None = None
     prepared: Prepared | None = None
     screening: Screening | None = None
@@ -102,14 +108,13 @@ def run(request: Request, observer: Observer | None = None, target: Target | Non
 
     Raises:
         InputError: what was given cannot be used; nothing is written.
-
     """
     observer, target = observer or Silent(), target or LocalTarget()
     output.check_writable(request.folder)
     device = target.device()
     settings = Settings(threads=request.threads or device.granted_cores)
-    state = _Run(request, target, device, settings, time.monotonic())
     folder = Path(tempfile.mkdtemp(prefix="optimize-"))
+    state = _Run(request, target, device, settings, folder, time.monotonic())
     error: BaseException | None = None
     try:
         _stages(state, folder, observer)
@@ -123,6 +128,7 @@ def run(request: Request, observer: Observer | None = None, target: Target | Non
     try:
         return _finish(state, error)
     finally:
+        state.child.close()
         if state.screening:
             state.screening.close()
         shutil.rmtree(folder, ignore_errors=True)
@@ -131,7 +137,7 @@ def run(request: Request, observer: Observer | None = None, target: Target | Non
 def _stages(state: _Run, folder: Path, observer: Observer) -> None:
     observer.stage("load and export", 0)
     state.source = detect(state.request.model)
-    state.prepared = prepare(state.request, state.source, folder)
+    state.prepared = prepare(state.request, state.source, folder, state.child)
     state.notes += state.prepared.notes
     exported = state.prepared.exported
     observer.note(f"{state.source.kind} by {exported.route}, outputs {exported.difference}")
@@ -157,7 +163,7 @@ def _build(state: _Run, folder: Path, observer: Observer) -> list[Variant]:
         seed=state.request.seed,
         isa=frozenset(state.device.isa),
     )
-    builder = Builder(model, context, lambda step, given, ctx: step(given, ctx))
+    builder = Builder(model, context, lambda *args: _run_pass(state.child, *args))
     limits = state.limits(BUILD_SHARE)
     built: list[Variant] = []
     digests: dict[str, Chain] = {}
@@ -178,6 +184,13 @@ def _build(state: _Run, folder: Path, observer: Observer) -> list[Variant]:
         state.artefacts[str(chain)] = variant.model
         built.append(variant)
     return built
+
+
+def _run_pass(child: Child, step: Pass, model: Model, context: Context) -> PassResult:
+    try:
+        return child.call(step, model, context)
+    except ChildDied as error:
+        raise PassFailed(f"{step}: {error}") from error
 
 
 def _plan(request: Request, prepared: Prepared) -> list[Chain]:
@@ -214,6 +227,7 @@ def _report(state: _Run, error: BaseException | None) -> Report:
     screening = state.screening
     chosen = screening.chosen if screening and error is None else None
     floor = prepared.floor if prepared else request.floor
+    metric = prepared.metric.name if prepared else request.metric or ""
     if isinstance(error, KeyboardInterrupt):
         state.notes.append("interrupted: what was finished is reported, nothing is chosen")
     elif error is not None:
@@ -230,8 +244,8 @@ def _report(state: _Run, error: BaseException | None) -> Report:
             seed=request.seed,
             time_limit_s=request.time_limit_s,
         ),
-        budgets=tuple(map(str, request.budgets)),
-        floor=str(floor) if floor else None,
+        budgets=tuple(map(BudgetReport.of, request.budgets)),
+        floor=FloorReport.of(floor, metric) if floor else None,
         data=prepared.data if prepared else _NO_DATA,
         variants=rows,
         chosen=chosen,
@@ -253,7 +267,15 @@ def _rows(state: _Run) -> tuple[VariantReport, ...]:
     if state.prepared is None:
         return tuple(rows.values())
     order = [str(chain) for chain in _plan(state.request, state.prepared)]
-    return tuple(rows[name] for name in order if name in rows)
+    return tuple(_without_path(rows[name], state.folder) for name in order if name in rows)
+
+
+def _without_path(row: VariantReport, folder: Path) -> VariantReport:
+    """Drop the run's own temporary folder from messages: it is gone, and nobody's concern."""
+    own = re.compile(re.escape(f"{folder}/") + r"(pass-\w+/)?")
+    return replace(
+        row, reason=own.sub("", row.reason), notes=tuple(own.sub("", note) for note in row.notes)
+    )
 
 
 def _exit_code(

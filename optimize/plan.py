@@ -29,7 +29,6 @@ def built_in(model: Model, calibrated: bool) -> tuple[Chain, ...]:
     Args:
         model: the source as exported.
         calibrated: whether there is real data to calibrate on.
-
     """
     texts = [*_ALWAYS]
     transformer = model.count("Softmax") > 0 and model.count("MatMul") > 1

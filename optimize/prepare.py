@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from optimize.budgets.accuracy import METRICS, Metric, custom
 from optimize.budgets.budget import Floor
+from optimize.child import Child
 from optimize.errors import InputError, nearest
 from optimize.models import data as samples
 from optimize.models.data import Array, Dataset
-from optimize.models.export import Exported, export, input_specs
-from optimize.models.model import TensorSpec
-from optimize.models.source import Loaded, Source, load
+from optimize.models.export import Exported, load_and_export
+from optimize.models.source import Source
 from optimize.models.usercode import call, is_reference, load_function
 from optimize.report import DataReport
 from optimize.request import Request
@@ -39,7 +38,6 @@ class Prepared:
         floor: what the metric must reach.
         data: the same in figures.
         notes: what a reader must know.
-
     """
 
     exported: Exported
@@ -58,7 +56,6 @@ class Prepared:
 
         Raises:
             InputError: an output does not hold one entry for each sample of a batch.
-
         """
         if not self.evaluation.batch_first:
             return outputs
@@ -72,25 +69,31 @@ class Prepared:
         raise InputError(f"output {name} has no batch axis; its samples need --batch 1")
 
 
-def prepare(request: Request, source: Source, folder: Path) -> Prepared:
+def prepare(request: Request, source: Source, folder: Path, child: Child) -> Prepared:
     """Load, export and check the source, and share the samples out.
 
     Args:
         request: the run.
         source: what ``request.model`` is.
         folder: receives the exported model.
+        child: where the source is loaded and exported.
 
     Raises:
         InputError: anything given does not fit.
-
     """
     metric, floor = _metric(request)
-    loaded = load(source, request.arch, request.trust_pickle)
-    specs = _specs(request, loaded)
     real = samples.read_data(request.data) if request.data else None
-    data = real or _synthetic(specs, loaded, request.seed)
-    exported = export(loaded, data, specs, folder)
-    data = exported.data
+    exported = child.call(
+        load_and_export,
+        source,
+        request.arch,
+        request.trust_pickle,
+        samples.representative(real) if real else None,
+        request.inputs,
+        folder,
+    )
+    data = real or samples.synthetic(exported.specs, SYNTHETIC_SAMPLES, request.seed)
+    data = samples.fit(data, exported.model.signature.inputs)
     calibration = None
     if request.calibration:
         read = samples.read_data(request.calibration, "--calibration")
@@ -161,25 +164,6 @@ def _joined(first: Dataset, second: Dataset | None) -> Dataset:
         return first
     inputs = {name: [*arrays, *second.inputs[name]] for name, arrays in first.inputs.items()}
     return replace(first, inputs=inputs, labels=None)
-
-
-def _specs(request: Request, loaded: Loaded) -> Sequence[TensorSpec]:
-    known = {spec.name: spec for spec in input_specs(loaded)}
-    given = {spec.name: spec for spec in request.inputs}
-    strange = sorted(given.keys() - set(loaded.inputs))
-    if strange:
-        raise InputError(f"--input {strange[0]}: {nearest(strange[0], loaded.inputs)}")
-    return [spec for name in loaded.inputs if (spec := given.get(name) or known.get(name))]
-
-
-def _synthetic(specs: Sequence[TensorSpec], loaded: Loaded, seed: int) -> Dataset:
-    missing = [name for name in loaded.required if name not in {spec.name for spec in specs}]
-    if missing:
-        raise InputError(
-            f"{loaded.source.path} does not tell the shape of its input {missing[0]}; "
-            f"give --data, or --input {missing[0]}=1x3x224x224:float32 with its shape and type"
-        )
-    return samples.synthetic(specs, SYNTHETIC_SAMPLES, seed)
 
 
 def _metric(request: Request) -> tuple[Metric | None, Floor | None]:

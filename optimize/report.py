@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from optimize.budgets.accuracy import Accuracy
+from optimize.budgets.budget import Budget, Floor
 from optimize.budgets.profile import Profile, percentile_bounds
 from optimize.budgets.verdict import Status
 from optimize.errors import InputError
@@ -150,6 +151,37 @@ class DataReport:
 
 
 @dataclass(frozen=True)
+class BudgetReport:
+    """A budget as it was declared (``text``) and as it was understood."""
+
+    text: str
+    quantity: str
+    limit: int
+    unit: Literal["ns", "bytes"]
+
+    @classmethod
+    def of(cls, budget: Budget) -> BudgetReport:
+        """Describe a budget."""
+        unit: Literal["ns", "bytes"] = "bytes" if budget.tail is None else "ns"
+        return cls(str(budget), budget.quantity, budget.limit, unit)
+
+
+@dataclass(frozen=True)
+class FloorReport:
+    """A floor as it was declared (``text``), and the metric that it holds for."""
+
+    text: str
+    kind: str
+    value: float
+    metric: str
+
+    @classmethod
+    def of(cls, floor: Floor, metric: str) -> FloorReport:
+        """Describe a floor on ``metric``."""
+        return cls(str(floor), floor.kind, floor.value, metric)
+
+
+@dataclass(frozen=True)
 class SettingsReport:
     """How variants were run and judged."""
 
@@ -170,15 +202,14 @@ class Report:
         nearest_miss: in words, if none was kept and a variant came close.
         exit_code: 0 kept, 1 none, 3 none but some undecided, 70 internal error, 130 interrupted.
         notes: what a reader must know about the whole run.
-
     """
 
     source: SourceReport
     device: Device
     versions: dict[str, str]
     settings: SettingsReport
-    budgets: tuple[str, ...]
-    floor: str | None
+    budgets: tuple[BudgetReport, ...]
+    floor: FloorReport | None
     data: DataReport
     variants: tuple[VariantReport, ...]
     chosen: str | None
@@ -193,7 +224,6 @@ class Report:
 
         Raises:
             KeyError: there is none.
-
         """
         for variant in self.variants:
             if variant.chain == chain:
@@ -214,7 +244,6 @@ class Report:
 
         Raises:
             InputError: it is no report, or of another schema.
-
         """
         from pydantic import TypeAdapter, ValidationError
 
@@ -238,7 +267,6 @@ class Result:
         folder: the result folder.
         model: the chosen artefact; None if no variant was kept.
         error: what cut the run short; None if nothing did.
-
     """
 
     report: Report

@@ -40,7 +40,6 @@ class Request:
         trust_pickle: whether a pickle may run code.
         out: the result folder; None for ``<model>.optimized``.
         seed: for shares, order and synthetic inputs.
-
     """
 
     model: Path
@@ -66,7 +65,6 @@ class Request:
 
         Raises:
             InputError: a value is out of its range.
-
         """
         if not self.budgets:
             raise InputError("no budget is given; add for example --budget p99=20ms")
@@ -98,7 +96,6 @@ def parse_input(text: str) -> TensorSpec:
 
     Raises:
         InputError: the text is no input specification.
-
     """
     match = _INPUT.fullmatch(text.strip())
     example = "write for example image=Nx3x224x224:float32"
@@ -124,7 +121,6 @@ def parse_duration(text: str) -> float | None:
 
     Raises:
         InputError: the text is no duration.
-
     """
     if text.strip() == "none":
         return None

@@ -65,7 +65,6 @@ class Screening:
 
     Attributes:
         chosen: the chain that was confirmed; None as long as none is.
-
     """
 
     target: Target
@@ -94,7 +93,6 @@ class Screening:
 
         Raises:
             InputError: the source itself does not run, or its metric cannot be computed.
-
         """
         inputs = write_inputs(self.prepared.latency, self.folder / "inputs")
         for number, variant in enumerate(variants):

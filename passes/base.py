@@ -30,7 +30,6 @@ class Context:
         calibration: inputs to estimate ranges from; None where there are none.
         seed: for whatever is drawn at random.
         isa: instruction sets of the device that will serve, as the operating system names them.
-
     """
 
     folder: Path
@@ -50,7 +49,6 @@ class PassResult:
         notes: what a user should know, for example which fusions matched.
         seconds: how long the pass took, without checks.
         difference: to the input's outputs; None if the pass promises nothing.
-
     """
 
     model: Model
@@ -71,7 +69,6 @@ class Pass(ABC):
         version: raised whenever the same options give another result.
         tolerance: the largest relative difference of the outputs that an exact pass may cause;
             None for passes that may change outputs.
-
     """
 
     name: ClassVar[str]
@@ -95,7 +92,6 @@ class Pass(ABC):
         Raises:
             NotApplicable: the pass does not apply.
             PassFailed: it raised, or broke its promise; the message names the pass.
-
         """
         if self.needs_calibration and context.calibration is None:
             raise NotApplicable(f"{self} needs --data or --calibration")

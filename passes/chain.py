@@ -30,7 +30,6 @@ class Chain:
 
         Raises:
             InputError: naming the place and the nearest valid pass or option.
-
         """
         if text.strip() == SOURCE:
             return cls()

@@ -6,17 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from optimize.errors import InputError, NotApplicable
+from optimize.errors import InputError, NotApplicable, first_cause
 from optimize.models.data import Dataset
 from optimize.models.model import FILE_NAME, Model
 from optimize.models.run import feed
 from optimize.passes.base import Context, Pass, PassResult
-from optimize.passes.files import needs_side_file, silent
+from optimize.passes.files import load_proto, needs_side_file, silent
 
 Mode = Literal["dynamic", "static", "weights"]
 _MATMUL = ("MatMul", "Gemm")
 _CONV = ("Conv", "ConvTranspose")
 _RECURRENT = ("LSTM", "GRU")
+_CHANNEL_OPSET, _UPGRADED_OPSET = 13, 17
 _HISTOGRAM_SAMPLES = 32  # histogram calibrators keep every activation of every sample in memory
 # Integer dot products that do not overflow their 16-bit intermediates.
 _DOT_PRODUCT = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "sve"}
@@ -184,6 +185,7 @@ def _prepared(model: Model, context: Context) -> Path:
 
     path = context.folder / f"prepared-{FILE_NAME}"
     large = needs_side_file(model)
+    model = _upgraded(model, context)
     for symbolic in (True, False):
         try:
             quant_pre_process(
@@ -199,6 +201,24 @@ def _prepared(model: Model, context: Context) -> Path:
             if not symbolic:
                 raise
     return path
+
+
+def _upgraded(model: Model, context: Context) -> Model:
+    """Convert to an operator set whose quantize operators know channels, if need be."""
+    if model.opset >= _CHANNEL_OPSET:
+        return model
+    import onnx
+    from onnx import version_converter
+
+    path = context.folder / f"upgraded-{FILE_NAME}"
+    try:
+        onnx.save(version_converter.convert_version(load_proto(model), _UPGRADED_OPSET), str(path))
+    except Exception as error:
+        raise NotApplicable(
+            f"the model's operator set {model.opset} has no quantization by channel and cannot be "
+            f"converted to {_UPGRADED_OPSET}: {first_cause(error, 120)}"
+        ) from error
+    return Model.read(path)
 
 
 def _most_common_shape(samples: Dataset) -> list[int]:

@@ -28,7 +28,6 @@ def load_pass(name: str) -> type[Pass]:
 
     Raises:
         InputError: there is no such pass, or a plug-in is broken or takes a built-in's name.
-
     """
     plugins = _plugins()
     if name in _BUILT_IN:

@@ -17,7 +17,6 @@ class Settings:
         provider: onnxruntime's execution provider.
         threads: threads within an operator.
         config: further session options, as pairs.
-
     """
 
     runtime: str = "onnxruntime"
@@ -49,7 +48,6 @@ class Job:
         inputs: folder of inputs written by :func:`optimize.targets.inputs.write_inputs`.
         scratch: an empty folder for the worker's files.
         settings: how to run it.
-
     """
 
     model: Path
@@ -66,7 +64,6 @@ class Worker(Protocol):
 
         Raises:
             WorkerError: it died, hung longer than ``timeout_s``, or reported an error.
-
         """
 
     def fetch(self, name: str) -> Path:
@@ -94,5 +91,4 @@ class Target(ABC):
 
         Raises:
             WorkerError: it could not load the model.
-
         """

@@ -16,7 +16,6 @@ def write_inputs(samples: Dataset, folder: Path) -> Path:
 
     Returns:
         ``folder``, which is created.
-
     """
     folder.mkdir(parents=True)
     entries: list[dict[str, Any]] = []

@@ -1,0 +1,155 @@
+"""A process that exports and transforms models, so that whatever breaks there breaks nothing here.
+
+Exporters, quantizers and runtimes print, leak, run out of memory and crash. They do it in this
+child: its output goes to a log, its death is an error with a reason, its memory is given back.
+Functions and values travel as pickles between these two processes only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from typing import IO, Any, ParamSpec, TypeVar
+
+from optimize.errors import InputError, NotApplicable, OptimizeError, PassFailed, first_cause
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_KNOWN: dict[str, type[OptimizeError]] = {
+    cls.__name__: cls for cls in (InputError, NotApplicable, PassFailed)
+}
+
+
+class ChildDied(OptimizeError):
+    """The child ended before it answered; the message says how."""
+
+
+class ChildFailed(OptimizeError):
+    """A function raised what it should not have; the child's traceback is attached as a note."""
+
+
+class Child:
+    """Calls functions in a child process, which is started when first needed."""
+
+    def __init__(self) -> None:
+        """Start nothing yet."""
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log: IO[bytes] | None = None
+
+    def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call an importable function in the child and return what it returns.
+
+        Raises:
+            InputError, NotApplicable, PassFailed: as the function raised them.
+            ChildDied: the process was killed or crashed; the next call starts another.
+            ChildFailed: the function raised anything else.
+        """
+        process = self._running()
+        assert process.stdin is not None  # pipes, by _running
+        assert process.stdout is not None
+        try:
+            pickle.dump((function, args, kwargs), process.stdin)
+            process.stdin.flush()
+            kind, value, trace = pickle.load(process.stdout)
+        except (EOFError, OSError, pickle.UnpicklingError) as error:
+            raise ChildDied(self._death()) from error
+        except BaseException:
+            self.close()  # interrupted in the middle of an exchange
+            raise
+        if kind == "returned":
+            result: R = value
+            return result
+        if kind in _KNOWN:
+            raise _KNOWN[kind](value)
+        failure = ChildFailed(value)
+        failure.add_note(trace)
+        raise failure
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            for pipe in (self._process.stdin, self._process.stdout):
+                with contextlib.suppress(OSError):
+                    if pipe:
+                        pipe.close()
+        if self._log is not None:
+            self._log.close()
+        self._process = self._log = None
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed by close()
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "optimize.child"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                start_new_session=True,
+                # What the parent can import, the child must: a pass may come from a plug-in.
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            )
+        return self._process
+
+    def _death(self) -> str:
+        assert self._process is not None  # a call is under way
+        try:
+            code = self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            code = 0
+        said = self._last_words()
+        self.close()
+        if code >= 0:
+            return f"its process exited with code {code}{said}"
+        name = signal.Signals(-code).name
+        why = ", perhaps for lack of memory" if name == "SIGKILL" else ""
+        return f"its process was ended by {name}{why}{said}"
+
+    def _last_words(self) -> str:
+        if self._log is None:
+            return ""
+        self._log.seek(0)
+        lines = self._log.read()[-2000:].decode(errors="replace").strip().splitlines()
+        return f": {lines[-1][:200]}" if lines else ""
+
+
+def _serve() -> None:
+    """Answer calls until the parent closes the pipe or dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    requests = os.fdopen(os.dup(0), "rb")
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever prints, also from C++, prints to the log
+    while True:
+        try:
+            function, args, kwargs = pickle.load(requests)
+        except EOFError:
+            return
+        answers.write(_answer(function, args, kwargs))
+        answers.flush()
+
+
+def _answer(function: Callable[..., Any], args: Any, kwargs: Any) -> bytes:
+    try:
+        return pickle.dumps(("returned", function(*args, **kwargs), ""))
+    except OptimizeError as error:
+        return pickle.dumps((type(error).__name__, str(error), traceback.format_exc()))
+    except Exception as error:  # noqa: BLE001  the parent decides
+        return pickle.dumps(("unknown", first_cause(error), traceback.format_exc()))
+
+
+if __name__ == "__main__":
+    from optimize.child import _serve as serve  # under its own name, so that pickles agree
+
+    serve()
