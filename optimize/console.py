@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from optimize.budgets.budget import format_bytes
+from optimize.choose import NOISE
 from optimize.report import AccuracyReport, LatencyReport, Report, Result, VariantReport
 
 _STYLES = {
@@ -113,7 +114,7 @@ def answer(result: Result) -> str:
     floor = f" and floor {report.floor.text}" if report.floor else ""
     if report.chosen is not None and report.exit_code == 0:
         best = report.variant(report.chosen)
-        ratio = f", {best.speedup:.2f}x as fast as the source" if best.speedup else ""
+        ratio = _ratio(best.speedup) if best.speedup else ""
         return (
             f"Kept: {best.chain}{ratio}, within {limits}{floor} "
             f"at {report.settings.confidence:.0%} confidence. Written to {result.model}"
@@ -125,6 +126,12 @@ def answer(result: Result) -> str:
         130: "Interrupted before a verdict on",
     }.get(report.exit_code, "None kept: no variant meets")
     return f"{what} {limits}{floor}.{miss} Report in {result.folder}"
+
+
+def _ratio(speedup: float) -> str:
+    if abs(speedup - 1) <= NOISE:
+        return f", no faster than the source ({speedup:.2f}x is within noise)"
+    return f", {speedup:.2f}x as fast as the source"
 
 
 def _table(report: Report) -> Table:

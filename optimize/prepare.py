@@ -126,8 +126,10 @@ def _assemble(
 ) -> Prepared:
     """Batch the shares; ``own`` is a calibration share that came from the data itself."""
     fixed = samples.static_batch(exported.model.signature.inputs)
+    if not evaluation.batch_first:
+        fixed = None  # each sample holds a whole call already
     batch = request.batch or fixed or 1
-    if fixed and evaluation.batch_first and fixed != batch:
+    if fixed and fixed != batch:
         raise InputError(f"--batch {batch} does not fit: the model's batch is fixed to {fixed}")
     whole = samples.batched(evaluation, batch)
     extra = samples.batched(own, batch) if own and len(own) >= batch else None

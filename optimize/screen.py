@@ -56,6 +56,7 @@ class _Candidate:
     accuracy: Accuracy | None = None
     verdict: Verdict | None = None
     confirmed: bool = False
+    speedup: float | None = None
     profile_s: float = 0.0
 
 
@@ -215,6 +216,7 @@ class Screening:
         for candidate in heat:
             candidate.profile_s += float(candidate.contender.profile.samples_ns.sum()) / 1e9
             candidate.verdict = self._judge(candidate, self.requirement)
+            candidate.speedup = self._speedup(candidate)
             if not candidate.contender.reference:
                 candidate.contender.close()
 
@@ -277,13 +279,14 @@ class Screening:
             accuracy=accuracy,
             size_bytes=candidate.model.size_bytes,
             digest=candidate.model.digest,
-            speedup=self._speedup(candidate),
+            speedup=candidate.speedup,
             notes=variant.notes,
             build_s=variant.seconds,
             profile_s=candidate.profile_s,
         )
 
     def _speedup(self, candidate: _Candidate) -> float | None:
+        """Divide the medians that were timed in turns; a later confirmation has no partner."""
         source, own = self._candidates[0].contender.profile, candidate.contender.profile
         if str(candidate.variant.chain) == SOURCE or not (
             source.samples_ns.size and own.samples_ns.size
