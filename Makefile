@@ -1,0 +1,57 @@
+# Everything runs in .venv, made with the Python below; no root, no system packages.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Tests run on all cores; benchmarks never beside anything else.
+JOBS ?= 2
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show what there is to make
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[torch]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[hf,dev]'
+	@touch $@ $(VENV)/.demo
+
+.PHONY: demo
+demo: $(VENV)/.demo ## Install, and optimize the shipped model on its real data
+	$(BIN)/optimize examples/fashion/resnet.safetensors \
+	  --arch examples/fashion/arch.py:resnet --data examples/fashion/data.npz \
+	  --budget p99=20ms --budget size=400kB --floor drop=0.01 --threads 1
+
+.PHONY: dev
+dev: $(VENV)/.dev ## Install everything for development
+
+.PHONY: check
+check: $(VENV)/.dev ## Lint, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: test
+test: $(VENV)/.dev ## Install and run the tests
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -q
+
+.PHONY: wheel
+wheel: $(VENV)/.dev ## Build the wheel through the sdist, and check what it holds
+	rm -rf dist
+	$(BIN)/python -m build -q
+	$(BIN)/check-wheel-contents --toplevel optimize --ignore W009 dist/*.whl
+
+.PHONY: bench
+bench: $(VENV)/.dev ## Run the benchmarks (minutes; keep the machine quiet)
+	$(BIN)/python benchmarks/verdict.py
+
+.PHONY: clean
+clean: ## Remove what was built
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
