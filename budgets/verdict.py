@@ -15,6 +15,8 @@ from optimize.budgets.sequential import Decision, TailTest, variance_inflation
 
 Status = Literal["kept", "too_slow", "too_large", "inaccurate", "undecided", "failed", "skipped"]
 MIN_CLEAN_CALLS = 3  # one slow call is never a verdict, whatever the budget
+# No disturbance explains a variant whose fastest tenth of calls takes twice the limit.
+HOPELESS_SHARE, HOPELESS_FACTOR, HOPELESS_CALLS = 0.1, 2.0, 20
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class TailEvidence:
         calls, over: timed calls, and those that exceeded the limit.
         clean_calls, clean_over: the same among the undisturbed blocks.
         more_calls: further calls that would probably accept; None if none would.
+        noisy: whether all samples together would reject, and the undisturbed ones do not.
     """
 
     budget: Budget
@@ -69,6 +72,7 @@ class TailEvidence:
     clean_calls: int
     clean_over: int
     more_calls: int | None = None
+    noisy: bool = False
 
     @property
     def sentence(self) -> str:
@@ -78,6 +82,8 @@ class TailEvidence:
             return rate
         if self.clean_over < self.over and self.clean_calls < self.calls:
             rate += f", {self.clean_over} of {self.clean_calls} while the machine was quiet"
+        if self.noisy:
+            return f"{rate}; the machine is too noisy to tell whose fault that is"
         if self.more_calls is None:
             return f"{rate}; too close to the limit to decide"
         return f"{rate}; about {self.more_calls} more calls would decide"
@@ -96,7 +102,8 @@ def weigh(profile: Profile, requirement: Requirement) -> tuple[TailEvidence, ...
     """Weigh the samples against every latency budget.
 
     Acceptance rests on all samples, rejection only on those of undisturbed blocks: noise can
-    make a good variant look slow, never a slow one fast.
+    make a good variant look slow, never a slow one fast. Only a variant whose fastest calls are
+    far over the limit is rejected on a machine that is never quiet.
     """
     inflation = variance_inflation(profile.samples_ns)
     clean_inflation = variance_inflation(profile.clean_ns)
@@ -123,8 +130,17 @@ def _weigh(
         decision = "accept"
     elif clean_calls >= MIN_CLEAN_CALLS and test.rejects(clean_calls, clean_over, clean_inflation):
         decision = "reject"
+    elif _hopeless(profile.samples_ns, budget) and test.rejects(calls, over, inflation):
+        decision = "reject"
     more = test.calls_to_accept(calls, over, inflation) if decision == "undecided" else None
-    return TailEvidence(budget, decision, calls, over, clean_calls, clean_over, more)
+    noisy = decision == "undecided" and test.rejects(calls, over, inflation)
+    return TailEvidence(budget, decision, calls, over, clean_calls, clean_over, more, noisy)
+
+
+def _hopeless(samples_ns: NDArray[np.int64], budget: Budget) -> bool:
+    if samples_ns.size < HOPELESS_CALLS:
+        return False
+    return bool(np.quantile(samples_ns, HOPELESS_SHARE) > HOPELESS_FACTOR * budget.limit)
 
 
 def _count(samples_ns: NDArray[np.int64], budget: Budget) -> tuple[int, int]:

@@ -27,7 +27,11 @@ INFORMATIVE_CALLS = 100
 INFORMATIVE_NS = 2_000_000_000
 # onnxruntime's idle threads spin on for some 50 ms and would disturb whoever is timed next.
 SPIN_NS = 50_000_000
-DISTURBED_CANARY = 1.5
+# What marks a block as disturbed: fixed work that took longer than usual, tasks that waited for a
+# core (the kernel's pressure-stall total), involuntary context switches.
+DISTURBED_CANARY, DISTURBED_STALL, DISTURBED_SWITCHES = 1.5, 0.02, 0.02
+# A variant that only disturbed blocks speak against is left undecided after this many calls.
+NOISY_CALLS, NOISY_NS = 1000, 5_000_000_000
 
 
 @dataclass(frozen=True)
@@ -199,11 +203,11 @@ def _time_block(
         return
     samples = np.frombuffer(base64.b64decode(reply["samples"]), np.int64)
     canaries.extend(reply["canary_ns"])
-    block = Block(samples, process, started, _disturbance(reply, float(np.median(canaries))))
+    block = Block(samples, process, started, _disturbance(reply, calls, float(np.median(canaries))))
     contender.profile = replace(contender.profile, blocks=(*blocks, block))
 
 
-def _disturbance(reply: dict[str, Any], usual_ns: float) -> str | None:
+def _disturbance(reply: dict[str, Any], calls: int, usual_ns: float) -> str | None:
     """What disturbed a block, in words; None if nothing that was watched did."""
     slowest = max(reply["canary_ns"])
     if slowest > DISTURBED_CANARY * usual_ns:
@@ -213,6 +217,12 @@ def _disturbance(reply: dict[str, Any], usual_ns: float) -> str | None:
         return "the cgroup's quota throttled it"
     if counters.get("steal_ticks", 0) > 1:
         return "the host took the processor away"
+    stalled = counters.get("cpu_stall_us", 0) * 1000 / reply["elapsed_ns"]
+    if stalled > DISTURBED_STALL:
+        return f"processes waited for a core {stalled:.0%} of the time"
+    switches = counters.get("involuntary_switches", 0)
+    if switches > max(1, DISTURBED_SWITCHES * calls):
+        return f"it was interrupted {switches} times in {calls} calls"
     return None
 
 
@@ -234,6 +244,10 @@ def _open(contender: Contender, requirement: Requirement) -> bool:
         return not enough
     evidence = weigh(profile, requirement)
     if any(item.decision == "reject" for item in evidence):
+        return False
+    samples = profile.samples_ns
+    given_up = samples.size >= NOISY_CALLS or int(samples.sum()) >= NOISY_NS
+    if given_up and any(item.noisy for item in evidence):
         return False
     spread = len(profile.blocks) >= max(MIN_BLOCKS, 2 * len(contender.workers))
     return not spread or any(item.decision == "undecided" for item in evidence)

@@ -213,7 +213,7 @@ class Worker:
         while led < 2 or clock() < until:
             run(feed)
             led += 1
-        before, canary = _counters(), [_canary()]
+        begun, before, canary = clock(), _counters(), [_canary()]
         for i, index in enumerate(order):
             feed = feed_of(index)
             start = clock()
@@ -225,6 +225,7 @@ class Worker:
         return {
             "samples": base64.b64encode(samples.tobytes()).decode(),
             "canary_ns": canary,
+            "elapsed_ns": clock() - begun,
             "counters": {key: after[key] - before[key] for key in after.keys() & before.keys()},
         }
 
@@ -334,6 +335,9 @@ def _counters() -> dict[str, int]:
         pass
     with contextlib.suppress(OSError, ValueError, IndexError):
         counters["steal_ticks"] = int(Path("/proc/stat").read_text().split("\n", 1)[0].split()[8])
+    with contextlib.suppress(OSError, ValueError):
+        some = Path("/proc/pressure/cpu").read_text().split("\n", 1)[0]
+        counters["cpu_stall_us"] = int(some.rpartition("total=")[2])
     for path in ("/sys/fs/cgroup/cpu.stat", "/sys/fs/cgroup/cpu/cpu.stat"):
         with contextlib.suppress(OSError, ValueError):
             stats = dict(line.split() for line in Path(path).read_text().splitlines())
