@@ -128,9 +128,9 @@ def _weigh(
     decision: Decision = "undecided"
     if test.accepts(calls, over, inflation):
         decision = "accept"
-    elif clean_calls >= MIN_CLEAN_CALLS and test.rejects(clean_calls, clean_over, clean_inflation):
-        decision = "reject"
-    elif _hopeless(profile.samples_ns, budget) and test.rejects(calls, over, inflation):
+    elif (
+        clean_calls >= MIN_CLEAN_CALLS and test.rejects(clean_calls, clean_over, clean_inflation)
+    ) or (_hopeless(profile.samples_ns, budget) and test.rejects(calls, over, inflation)):
         decision = "reject"
     more = test.calls_to_accept(calls, over, inflation) if decision == "undecided" else None
     noisy = decision == "undecided" and test.rejects(calls, over, inflation)
