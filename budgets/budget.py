@@ -10,7 +10,7 @@ from typing import Literal
 
 from optimize.errors import InputError
 
-Quantity = Literal["p50", "p90", "p95", "p99", "p99.9", "size"]
+Quantity = Literal["p50", "p90", "p95", "p99", "p99.9", "size", "memory"]
 
 PERCENTILES: dict[str, float] = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99.9": 0.999}
 TIME_UNITS: dict[str, int] = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}
@@ -25,8 +25,9 @@ class Budget:
     """An upper limit that every kept variant must meet.
 
     Attributes:
-        quantity: a latency percentile or the size of the artefact.
-        limit: nanoseconds for a percentile, bytes for a size; at least 1.
+        quantity: a latency percentile, the size of the artefact, or the peak memory of the
+            process that serves it.
+        limit: nanoseconds for a percentile, else bytes; at least 1.
     """
 
     quantity: Quantity
@@ -59,7 +60,7 @@ class Budget:
 
     @property
     def tail(self) -> float | None:
-        """The share of calls that may exceed the limit (0.01 for p99); None for a size."""
+        """The share of calls that may exceed the limit (0.01 for p99); None for bytes."""
         share = PERCENTILES.get(self.quantity)
         return None if share is None else round(1 - share, 6)
 
@@ -142,9 +143,11 @@ def format_bytes(value: float) -> str:
 def _units(name: str, text: str) -> dict[str, int]:
     if name in PERCENTILES:
         return TIME_UNITS
-    if name == "size":
+    if name in ("size", "memory"):
         return SIZE_UNITS
-    raise InputError(f"budget {text!r} names {name!r}; known are {_join(PERCENTILES)} and size")
+    raise InputError(
+        f"budget {text!r} names {name!r}; known are {_join(PERCENTILES)}, size and memory"
+    )
 
 
 def _positive(number: str, where: str) -> Decimal:

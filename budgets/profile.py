@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,12 +19,15 @@ class Block:
         process: which of the variant's processes ran them, from 0.
         started_ns: when the block began, on the controller's monotonic clock.
         disturbance: what disturbed the machine meanwhile; None for a clean block.
+        parts_ns: what each call's time was spent on, by name, each of shape (calls,); empty where
+            a call is compute alone.
     """
 
     samples_ns: NDArray[np.int64]
     process: int = 0
     started_ns: int = 0
     disturbance: str | None = None
+    parts_ns: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +40,7 @@ class Profile:
         first_call_ns: time of the first call of all.
         warmup_calls: calls thrown away before the first block.
         steady: whether the warm-up's steadiness rule was met.
+        peak_bytes: most memory that any of its processes held; None where it cannot be told.
     """
 
     blocks: tuple[Block, ...]
@@ -43,6 +48,7 @@ class Profile:
     first_call_ns: int = 0
     warmup_calls: int = 0
     steady: bool = True
+    peak_bytes: int | None = None
     samples_ns: NDArray[np.int64] = field(init=False, repr=False)
     clean_ns: NDArray[np.int64] = field(init=False, repr=False)
 

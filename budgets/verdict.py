@@ -164,17 +164,18 @@ def judge(
         requirement: the budgets and the floor.
     """
     evidence = weigh(profile, requirement) if profile is not None else ()
-    misses = _misses(evidence, accuracy, size_bytes, requirement)
+    misses = _misses(evidence, profile, accuracy, size_bytes, requirement)
     if misses:
         return Verdict(misses[0][0], "; ".join(reason for _, reason in misses), evidence)
     gaps = _gaps(evidence, profile, accuracy, requirement)
     if gaps:
         return Verdict("undecided", "; ".join(gaps), evidence)
-    return Verdict("kept", _praise(evidence, accuracy, size_bytes, requirement), evidence)
+    return Verdict("kept", _praise(evidence, profile, accuracy, size_bytes, requirement), evidence)
 
 
 def _misses(
     evidence: tuple[TailEvidence, ...],
+    profile: Profile | None,
     accuracy: Accuracy | None,
     size_bytes: int,
     requirement: Requirement,
@@ -186,10 +187,18 @@ def _misses(
     for item in evidence:
         if item.decision == "reject":
             misses.append(("too_slow", f"{item.budget.quantity} exceeds: {item.sentence}"))
-    for budget in requirement.budgets:
-        if budget.tail is None and size_bytes > budget.limit:
-            misses.append(("too_large", f"{budget.amount(size_bytes)} exceeds {budget}"))
+    for budget, have in _amounts(profile, size_bytes, requirement):
+        if have is not None and have > budget.limit:
+            misses.append(("too_large", f"{budget.amount(have)} exceeds {budget}"))
     return misses
+
+
+def _amounts(
+    profile: Profile | None, size_bytes: int, requirement: Requirement
+) -> list[tuple[Budget, int | None]]:
+    """Pair every budget in bytes with what the variant takes; None if it was not measured."""
+    taken = {"size": size_bytes, "memory": profile.peak_bytes if profile else None}
+    return [(b, taken[b.quantity]) for b in requirement.budgets if b.tail is None]
 
 
 def _gaps(
@@ -207,6 +216,11 @@ def _gaps(
         gaps = ["its latency was not measured"]
     elif gaps and not profile.steady:
         gaps.append(f"it never became steady in {profile.warmup_calls} warm-up calls")
+    gaps += [
+        f"{budget.quantity} was not measured"
+        for budget, have in _amounts(profile, 0, requirement)
+        if have is None
+    ]
     floor = requirement.floor
     if floor and accuracy is None:
         gaps.append("its accuracy was not evaluated")
@@ -217,15 +231,15 @@ def _gaps(
 
 def _praise(
     evidence: tuple[TailEvidence, ...],
+    profile: Profile | None,
     accuracy: Accuracy | None,
     size_bytes: int,
     requirement: Requirement,
 ) -> str:
     parts = [f"{item.budget.quantity} holds: {item.sentence}" for item in evidence]
     parts += [
-        f"{budget.amount(size_bytes)} is within {budget}"
-        for budget in requirement.budgets
-        if budget.tail is None
+        f"{budget.amount(have or 0)} is within {budget}"
+        for budget, have in _amounts(profile, size_bytes, requirement)
     ]
     if accuracy and requirement.floor:
         parts.append(_floor_sentence(accuracy, requirement.floor, "meets"))

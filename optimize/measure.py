@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from optimize.budgets.profile import Block, Profile
 from optimize.budgets.verdict import Requirement, weigh
@@ -119,8 +120,16 @@ def open_worker(target: Target, contender: Contender, limits: Limits) -> None:
             (), load_ns=ready["load_ns"], first_call_ns=ready["first_call_ns"]
         )
     contender.workers.append(worker)
+    _note_memory(contender, ready)
     contender.call_ns = contender.call_ns or float(ready["first_call_ns"])
-    contender.rss_bytes = max(contender.rss_bytes, ready.get("rss_bytes") or 0)
+
+
+def _note_memory(contender: Contender, reply: dict[str, Any]) -> None:
+    contender.rss_bytes = max(contender.rss_bytes, reply.get("rss_bytes") or 0)
+    peak = reply.get("peak_bytes")
+    if peak is not None:
+        most = max(contender.profile.peak_bytes or 0, peak)
+        contender.profile = replace(contender.profile, peak_bytes=most)
 
 
 def collect_outputs(contender: Contender, count: int, limits: Limits) -> dict[str, list[Array]]:
@@ -135,7 +144,7 @@ def collect_outputs(contender: Contender, count: int, limits: Limits) -> dict[st
     for entry in reply["outputs"]:
         if entry["nans"]:
             raise WorkerError(f"its output {entry['name']} holds {entry['nans']} NaN values")
-    contender.rss_bytes = max(contender.rss_bytes, reply.get("rss_bytes") or 0)
+    _note_memory(contender, reply)
     return {e["name"]: read_outputs(e, worker.fetch(e["file"])) for e in reply["outputs"]}
 
 
@@ -201,10 +210,20 @@ def _time_block(
     except WorkerError as error:
         contender.error = str(error)
         return
-    samples = np.frombuffer(base64.b64decode(reply["samples"]), np.int64)
     canaries.extend(reply["canary_ns"])
-    block = Block(samples, process, started, _disturbance(reply, calls, float(np.median(canaries))))
+    block = Block(
+        samples_ns=_decoded(reply["samples"]),
+        process=process,
+        started_ns=started,
+        disturbance=_disturbance(reply, calls, float(np.median(canaries))),
+        parts_ns={name: _decoded(text) for name, text in reply.get("parts", {}).items()},
+    )
     contender.profile = replace(contender.profile, blocks=(*blocks, block))
+    _note_memory(contender, reply)
+
+
+def _decoded(text: str) -> NDArray[np.int64]:
+    return np.frombuffer(base64.b64decode(text), np.int64)
 
 
 def _disturbance(reply: dict[str, Any], calls: int, usual_ns: float) -> str | None:

@@ -6,7 +6,11 @@ copied to another machine. ``python worker.py --device`` prints what the machine
 Protocol, version 1: one JSON object a line. The job is a file::
 
     {"version": 1, "runtime": "onnxruntime", "model": PATH, "provider": NAME, "threads": N,
-     "config": {KEY: VALUE}, "inputs": FOLDER, "scratch": FOLDER}
+     "config": {KEY: VALUE}, "inputs": FOLDER, "scratch": FOLDER,
+     "pre": "FILE.py:FUNCTION" or null, "post": the same}
+
+``pre(inputs) -> inputs`` and ``post(outputs) -> anything`` take dictionaries of arrays; they run
+inside of the timed call, as in the service.
 
 The first line that the worker writes answers for loading; then each line read, {"do": NAME, ...},
 is answered by one line, {"ok": true, ...} or {"ok": false, "error": SENTENCE}::
@@ -14,6 +18,7 @@ is answered by one line, {"ok": true, ...} or {"ok": false, "error": SENTENCE}::
     outputs  count                run the first samples once, write outputs to scratch
     warmup   calls, seconds       call until steady; floors and a limit in calls
     time     order, lead_ns       time one call for each sample index in order
+    operators calls               profile single operators, in a session of its own
     exit
 
 History: 1, the first.
@@ -94,11 +99,24 @@ class Samples:
         return feed
 
 
+PARTS = ("pre", "input_transfer", "compute", "output_transfer", "post")
+# The memory that tensors of a provider live in; the host's where it is not listed.
+_MEMORY = {
+    "CUDAExecutionProvider": "cuda",
+    "TensorrtExecutionProvider": "cuda",
+    "ROCMExecutionProvider": "cuda",
+    "DmlExecutionProvider": "dml",
+}
+
+
 class OnnxRuntime:
     """A model in onnxruntime."""
 
-    def __init__(self, job: dict[str, Any]) -> None:
-        """Create the session, and refuse any provider but the one asked for."""
+    def __init__(self, job: dict[str, Any], profile: str | None = None) -> None:
+        """Create the session, and refuse any provider but the one asked for.
+
+        ``profile`` is the prefix of a file for onnxruntime's own profile of operators.
+        """
         import onnxruntime
 
         onnxruntime.set_default_logger_severity(4)
@@ -111,6 +129,9 @@ class OnnxRuntime:
         options.intra_op_num_threads = job["threads"]
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
+        if profile:
+            options.enable_profiling = True
+            options.profile_file_prefix = profile
         for key, value in job["config"].items():
             options.add_session_config_entry(key, value)
         session = onnxruntime.InferenceSession(job["model"], options, providers=[job["provider"]])
@@ -122,12 +143,45 @@ class OnnxRuntime:
             )
         self.version = onnxruntime.__version__
         self.names = [output.name for output in session.get_outputs()]
+        self.memory = _MEMORY.get(job["provider"])
+        self._session = session
+        self._to_device = onnxruntime.OrtValue.ortvalue_from_numpy
         self._run = session.run
 
     def run(self, feed: dict[str, Any]) -> list[Any]:
         """One inference, inputs and outputs in the host's memory."""
         outputs: list[Any] = self._run(self.names, feed)
         return outputs
+
+    def run_marked(self, feed: dict[str, Any], marks: list[int]) -> list[Any]:
+        """Do the same in three synchronized steps, the time after each appended to ``marks``."""
+        clock = time.perf_counter_ns
+        if self.memory is None:
+            marks.append(clock())  # inputs are used where they lie
+            outputs = self.run(feed)
+            marks.append(clock())
+            marks.append(marks[-1])  # so are outputs
+            return outputs
+        binding = self._session.io_binding()
+        for name, array in feed.items():
+            binding.bind_ortvalue_input(name, self._to_device(array, self.memory, 0))
+        for name in self.names:
+            binding.bind_output(name, self.memory, 0)
+        binding.synchronize_inputs()
+        marks.append(clock())
+        self._session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        marks.append(clock())
+        outputs = list(binding.copy_outputs_to_cpu())
+        marks.append(clock())
+        return outputs
+
+    def end_profile(self) -> list[dict[str, Any]]:
+        """Finish profiling and return onnxruntime's events."""
+        file = Path(self._session.end_profiling())
+        events: list[dict[str, Any]] = json.loads(file.read_text())
+        file.unlink()
+        return events
 
 
 class Worker:
@@ -139,6 +193,9 @@ class Worker:
             raise RuntimeError(f"this worker speaks version {VERSION}, the job {job['version']}")
         if job["runtime"] != "onnxruntime":
             raise RuntimeError(f"this worker has no runtime {job['runtime']}")
+        self._job = job
+        self._pre = _user_function(job.get("pre"))
+        self._post = _user_function(job.get("post"))
         start = time.perf_counter_ns()
         self._runtime = OnnxRuntime(job)
         self.load_ns = time.perf_counter_ns() - start
@@ -146,8 +203,28 @@ class Worker:
         self._scratch = Path(job["scratch"])
         feed = self._samples.feed(0)
         start = time.perf_counter_ns()
-        self._runtime.run(feed)
+        self._call(feed)
         self.first_call_ns = time.perf_counter_ns() - start
+
+    def _call(self, feed: dict[str, Any]) -> Any:
+        """One call end to end, as a service makes it."""
+        if self._pre is None and self._post is None:
+            return self._runtime.run(feed)
+        return self._call_marked(feed, [])
+
+    def _call_marked(self, feed: dict[str, Any], marks: list[int]) -> Any:
+        """One call end to end; the times at the borders of its parts go to ``marks``."""
+        clock = time.perf_counter_ns
+        marks.append(clock())
+        if self._pre is not None:
+            feed = self._pre(feed)
+        marks.append(clock())
+        outputs = self._runtime.run_marked(feed, marks)
+        result = outputs
+        if self._post is not None:
+            result = self._post(dict(zip(self._runtime.names, outputs, strict=True)))
+        marks.append(clock())
+        return result
 
     def ready(self) -> dict[str, Any]:
         """The answer for loading."""
@@ -157,6 +234,7 @@ class Worker:
             "runtime_version": self._runtime.version,
             "outputs": self._runtime.names,
             "rss_bytes": _rss(),
+            "peak_bytes": _peak(),
         }
 
     def outputs(self, count: int) -> dict[str, Any]:
@@ -172,7 +250,8 @@ class Worker:
                 stack.enter_context((self._scratch / str(e["file"])).open("wb")) for e in entries
             ]
             for index in range(count):
-                values = self._runtime.run(self._samples.feed(index))
+                feed = self._samples.feed(index)
+                values = self._runtime.run(feed if self._pre is None else self._pre(feed))
                 for value, entry, sink in zip(values, entries, sinks, strict=True):
                     array = np.ascontiguousarray(_as_array(value))
                     entry["dtype"] = array.dtype.name
@@ -180,7 +259,7 @@ class Worker:
                     if array.dtype.kind == "f":
                         entry["nans"] += int(np.isnan(array).sum())
                     sink.write(array.tobytes())
-        return {"outputs": entries, "rss_bytes": _rss()}
+        return {"outputs": entries, "rss_bytes": _rss(), "peak_bytes": _peak()}
 
     def warmup(self, calls: int, most: int, seconds: float) -> dict[str, Any]:
         """Call until steady, at least ``calls`` times and ``seconds`` long, ``most`` at most."""
@@ -190,7 +269,7 @@ class Worker:
         while len(durations) < most:
             feed = self._samples.feed(len(durations) % self._samples.count)
             begun = time.perf_counter_ns()
-            self._runtime.run(feed)
+            self._call(feed)
             durations.append(time.perf_counter_ns() - begun)
             elapsed = time.perf_counter() - start
             if len(durations) >= calls and elapsed >= seconds:
@@ -206,28 +285,58 @@ class Worker:
         import numpy as np
 
         clock, run, feed_of = time.perf_counter_ns, self._runtime.run, self._samples.feed
+        plain = self._pre is None and self._post is None and self._runtime.memory is None
         samples = np.zeros(len(order), np.int64)  # zeros, so that its pages are touched now
+        marks: list[list[int]] = [[] for _ in order]
         gc.collect()
         feed = feed_of(order[0])
         led, until = 0, clock() + lead_ns
         while led < 2 or clock() < until:
-            run(feed)
+            self._call(feed)
             led += 1
         begun, before, canary = clock(), _counters(), [_canary()]
         for i, index in enumerate(order):
             feed = feed_of(index)
             start = clock()
-            outputs = run(feed)
+            outputs = run(feed) if plain else self._call_marked(feed, marks[i])
             samples[i] = clock() - start
             del outputs  # freed outside of the timed part
         canary.append(_canary())
         after = _counters()
         return {
-            "samples": base64.b64encode(samples.tobytes()).decode(),
+            "samples": _encoded(samples),
+            "parts": {} if plain else _parts(marks),
+            "peak_bytes": _peak(),
             "canary_ns": canary,
             "elapsed_ns": clock() - begun,
             "counters": {key: after[key] - before[key] for key in after.keys() & before.keys()},
         }
+
+    def operators(self, calls: int) -> dict[str, Any]:
+        """Time operators by onnxruntime's profiler, which costs some microseconds a node.
+
+        Returns:
+            For each operator type its nodes, nanoseconds a call and providers, slowest first.
+        """
+        runtime = OnnxRuntime(self._job, str(self._scratch / "operators"))
+        for index in range(calls):
+            feed = self._samples.feed(index % self._samples.count)
+            runtime.run(feed if self._pre is None else self._pre(feed))
+        found: dict[str, dict[str, Any]] = {}
+        for event in runtime.end_profile():
+            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+                details = event["args"]
+                entry = found.setdefault(
+                    details["op_name"], {"ns": 0.0, "nodes": set(), "providers": set()}
+                )
+                entry["ns"] += event["dur"] * 1000 / calls
+                entry["nodes"].add(details.get("node_index", event["name"]))
+                entry["providers"].add(details.get("provider", ""))
+        rows = [
+            {"op": n, "nodes": len(e["nodes"]), "ns": e["ns"], "providers": sorted(e["providers"])}
+            for n, e in found.items()
+        ]
+        return {"operators": sorted(rows, key=lambda row: -row["ns"])}
 
 
 def main(argv: list[str]) -> int:
@@ -269,6 +378,35 @@ def _claim_stdout() -> BinaryIO:
     wire = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     return wire
+
+
+def _user_function(reference: str | None) -> Any:
+    """Import ``FILE.py:FUNCTION``; the file's folder is importable while it runs."""
+    if reference is None:
+        return None
+    import importlib.util
+
+    file, _, name = reference.rpartition(":")
+    sys.path.insert(0, str(Path(file).parent))
+    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    if spec is None or spec.loader is None:
+        raise RuntimeError(f"{file} cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return getattr(module, name)
+
+
+def _encoded(array: Any) -> str:
+    return base64.b64encode(array.tobytes()).decode()
+
+
+def _parts(marks: list[list[int]]) -> dict[str, str]:
+    """Durations of the parts of every call, from the times at their borders."""
+    import numpy as np
+
+    durations = np.diff(np.array(marks, np.int64), axis=1)
+    return {name: _encoded(durations[:, i].copy()) for i, name in enumerate(PARTS)}
 
 
 def _die_with_parent() -> None:
@@ -372,6 +510,16 @@ def _memory() -> int | None:
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _peak() -> int | None:
+    """Most memory that this process has held since it started, in bytes."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        peak = next(line for line in lines if line.startswith("VmHWM:"))
+        return int(peak.split()[1]) * 1024
+    except (OSError, ValueError, StopIteration):
         return None
 
 

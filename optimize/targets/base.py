@@ -48,12 +48,15 @@ class Job:
         inputs: folder of inputs written by :func:`optimize.targets.inputs.write_inputs`.
         scratch: an empty folder for the worker's files.
         settings: how to run it.
+        pre, post: ``file.py:function`` that belong to every call; None for none.
     """
 
     model: Path
     inputs: Path
     scratch: Path
     settings: Settings = field(default_factory=Settings)
+    pre: str | None = None
+    post: str | None = None
 
 
 class Worker(Protocol):

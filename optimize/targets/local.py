@@ -137,4 +137,13 @@ def _describe(job: Job) -> dict[str, Any]:
         "config": dict(job.settings.config),
         "inputs": str(job.inputs.resolve()),
         "scratch": str(job.scratch.resolve()),
+        "pre": _absolute(job.pre),
+        "post": _absolute(job.post),
     }
+
+
+def _absolute(reference: str | None) -> str | None:
+    if reference is None:
+        return None
+    file, _, name = reference.rpartition(":")
+    return f"{Path(file).resolve()}:{name}"
