@@ -104,3 +104,35 @@ def percentile_bounds(
     lower = float(ordered[below - 1]) if below else None
     upper = float(ordered[n - over]) if over else None
     return lower, upper
+
+
+def paired_ratio(
+    reference: Profile, other: Profile, confidence: float
+) -> tuple[float | None, float | None, float | None]:
+    """How many times as fast ``other`` is as ``reference``, both timed block by block in turns.
+
+    Each block of ``other`` is paired with the block of ``reference`` that began nearest to it, so
+    that drift hits both alike; the result is the median of the ratios of their medians, with its
+    two-sided interval (order statistics).
+
+    Returns:
+        The ratio, its lower and its upper end; None without samples or with too few blocks.
+    """
+    if not reference.blocks or not other.blocks:
+        return None, None, None
+    begun = np.array([block.started_ns for block in reference.blocks])
+    nearest = [int(np.abs(begun - block.started_ns).argmin()) for block in other.blocks]
+    ratios = np.array(
+        [
+            np.median(reference.blocks[i].samples_ns) / np.median(block.samples_ns)
+            for i, block in zip(nearest, other.blocks, strict=True)
+        ]
+    )
+    # The bounds take integers: millionths of a ratio are exact enough.
+    scaled = np.rint(ratios * 1e6).astype(np.int64)
+    lower, upper = percentile_bounds(scaled, 0.5, (1 + confidence) / 2)
+    return (
+        float(np.median(ratios)),
+        None if lower is None else lower / 1e6,
+        None if upper is None else upper / 1e6,
+    )

@@ -28,6 +28,11 @@ _BELOW = ((0.0, 0.5), (0.1, 0.2), (0.2, 0.1), (0.4, 0.1), (0.6, 0.1))
 _ABOVE = (1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0)
 
 
+# Below half of the limit, a call is far from exceeding it.
+FAR, FAR_INFLATION = 2.0, 5.0
+_SMALLEST_BATCH = 4
+
+
 @dataclass(frozen=True)
 class TailTest:
     """The test of one latency budget.
@@ -84,23 +89,37 @@ class TailTest:
         return self.accepts(calls + more, over + round(rate * more), inflation)
 
 
-def variance_inflation(samples: NDArray[np.int64]) -> float:
-    """Variance inflation of the indicator {x > the samples' own p90}, by batch means.
+def variance_inflation(samples: NDArray[np.int64], limit: float | None = None) -> float:
+    """Variance inflation of the indicator "a slow call", which evidence is divided by.
 
-    The mean of autocorrelated calls varies more than that of independent ones; the ratio, with
-    batches of sqrt(n) calls, is what the evidence is tempered by. Never below 1.
+    The mean of autocorrelated calls varies more than that of independent ones; the ratio is taken
+    over batches of sqrt(n) calls. Slow is what exceeds the samples' own p90. Where even the p90 is
+    far below ``limit``, drift among fast calls says little about exceeding it: slow is then what
+    exceeds half of the limit, and the p90's inflation counts up to 5, about the true inflation
+    at the p99 of an AR(1) process with phi = .9. See docs/decisions/0002-verdict.md.
 
     Args:
-        samples: latencies in the order in which they were measured, shape (n,), any unit.
+        samples: latencies in the order in which they were measured, shape (n,).
+        limit: the budget in the samples' unit; None to ask for the p90's inflation.
+
+    Returns:
+        At least 1.
     """
-    size = math.isqrt(samples.size)
-    if size < 4:
+    if math.isqrt(samples.size) < _SMALLEST_BATCH:
         return 1.0
-    high = (samples > np.quantile(samples, 0.9)).astype(np.float64)
-    variance = float(high.var())
+    usual = float(np.quantile(samples, 0.9))
+    inflation = _batch_inflation(samples > usual)
+    if limit is None or usual >= limit / FAR:
+        return inflation
+    return max(_batch_inflation(samples > limit / FAR), min(inflation, FAR_INFLATION))
+
+
+def _batch_inflation(slow: NDArray[np.bool_]) -> float:
+    size = math.isqrt(slow.size)
+    variance = float(slow.var())
     if variance == 0:
         return 1.0
-    means = high[: size * (high.size // size)].reshape(-1, size).mean(axis=1)
+    means = slow[: size * (slow.size // size)].reshape(-1, size).mean(axis=1)
     return max(1.0, size * float(means.var(ddof=1)) / variance)
 
 

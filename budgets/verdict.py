@@ -126,13 +126,14 @@ def _weigh(
     calls, over = _count(profile.samples_ns, budget)
     clean_calls, clean_over = _count(profile.clean_ns, budget)
     decision: Decision = "undecided"
-    if test.accepts(calls, over, inflation):
+    tempering = variance_inflation(profile.samples_ns, budget.limit)
+    if test.accepts(calls, over, tempering):
         decision = "accept"
     elif (
         clean_calls >= MIN_CLEAN_CALLS and test.rejects(clean_calls, clean_over, clean_inflation)
     ) or (_hopeless(profile.samples_ns, budget) and test.rejects(calls, over, inflation)):
         decision = "reject"
-    more = test.calls_to_accept(calls, over, inflation) if decision == "undecided" else None
+    more = test.calls_to_accept(calls, over, tempering) if decision == "undecided" else None
     noisy = decision == "undecided" and test.rejects(calls, over, inflation)
     return TailEvidence(budget, decision, calls, over, clean_calls, clean_over, more, noisy)
 

@@ -26,6 +26,7 @@ class Variant:
         reason: why, in words.
         notes: what the passes said.
         seconds: spent in passes that no other chain had run before.
+        label: its name where a chain does not tell it apart; empty for the chain's text.
     """
 
     chain: Chain
@@ -34,6 +35,12 @@ class Variant:
     reason: str = ""
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return self.label or str(self.chain)
 
 
 class Builder:

@@ -15,11 +15,82 @@ from optimize import __version__
 from optimize.errors import InputError, OptimizeError, first_cause
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import Console
+
+    from optimize.budgets.budget import Budget, Floor
+    from optimize.pipeline import Observer
     from optimize.report import Result
-    from optimize.request import Request
 
 EXIT_USAGE, EXIT_INTERNAL, EXIT_INTERRUPTED = 2, 70, 130
 DEFAULT = "run"
+
+
+# Options that several commands share.
+Budgets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--budget",
+        metavar="Q=LIMIT",
+        help="p50|p90|p95|p99|p99.9=20ms, size=25MB or memory=500MB; repeat: all must hold.",
+    ),
+]
+FloorText = Annotated[
+    str | None,
+    typer.Option(
+        "--floor", help="METRIC=VALUE, drop=0.01 or drop=1%.  [default: drop=0.01; cosine=0.99]"
+    ),
+]
+Data = Annotated[
+    str | None,
+    typer.Option("--data", help="Samples: .npz, a folder of .npz, or file.py:function."),
+]
+MetricName = Annotated[
+    str | None,
+    typer.Option("--metric", help="top1, top5, f1, mae, rmse, cosine or file.py:function."),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", help="Threads of the runtime.  [default: the cores granted]"),
+]
+Batch = Annotated[
+    int | None, typer.Option("--batch", help="Samples a call.  [default: the model's own, or 1]")
+]
+Confidence = Annotated[float, typer.Option("--confidence", help="Of a kept verdict.")]
+TimeLimit = Annotated[str, typer.Option("--time-limit", help="90s, 10m or none.")]
+MaxSamples = Annotated[int, typer.Option("--max-samples", help="Timed calls of one variant.")]
+StrictFloor = Annotated[
+    bool, typer.Option("--strict-floor", help="The interval's worse end must meet the floor.")
+]
+Pre = Annotated[
+    str | None, typer.Option("--pre", help="file.py:function before each call; it is timed too.")
+]
+Post = Annotated[
+    str | None, typer.Option("--post", help="file.py:function after each call; it is timed too.")
+]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="NAME=SHAPE:TYPE",
+        help="An input's shape, e.g. image=Nx3x224x224:float32.",
+    ),
+]
+Arch = Annotated[
+    str | None,
+    typer.Option("--arch", help="file.py:factory for weights without an architecture."),
+]
+TrustPickle = Annotated[
+    bool, typer.Option("--trust-pickle", help="Let a pickled model run its code.")
+]
+Out = Annotated[
+    str | None, typer.Option("--out", help="Result folder.  [default: MODEL.optimized]")
+]
+Seed = Annotated[int, typer.Option("--seed", help="For shares and order.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON and nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the answer.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Print every step.")]
 
 
 class _DefaultCommand(TyperGroup):
@@ -53,7 +124,8 @@ def _root(
     epilog=(
         "Exit codes: 0 a variant was kept, 1 none meets the budget and floor, 2 unusable input, "
         "3 none kept but some undecided, 70 internal error, 130 interrupted. "
-        "Other commands: optimize passes. A file of that name is reached as ./passes."
+        "Other commands: optimize profile, verify, doctor, passes; each has --help. "
+        "A file of such a name is reached as ./NAME."
     ),
 )
 def run_command(
@@ -63,70 +135,42 @@ def run_command(
             metavar="MODEL", help="TorchScript, .pt2, weights, ONNX, or a Hugging Face folder."
         ),
     ],
-    budget: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="Q=LIMIT",
-            help="p50|p90|p95|p99|p99.9=20ms or size=25MB; repeat: all must hold.",
-        ),
-    ] = None,
-    floor: Annotated[
-        str | None,
-        typer.Option(help="METRIC=VALUE, drop=0.01 or drop=1%.  [default: drop=0.01; cosine=0.99]"),
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="Samples: .npz, a folder of .npz, or file.py:function.")
-    ] = None,
+    budget: Budgets = None,
+    floor: FloorText = None,
+    data: Data = None,
     calibration: Annotated[
         str | None, typer.Option(help="Samples to calibrate on.  [default: a fifth of --data]")
     ] = None,
-    metric: Annotated[
-        str | None, typer.Option(help="top1, top5, f1, mae, rmse, cosine or file.py:function.")
-    ] = None,
+    metric: MetricName = None,
     chain: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="PASS,...", help="Only these chains, e.g. 'fold,fuse,int8{mode=dynamic}'."
-        ),
+        typer.Option(metavar="PASS,...", help="Only these, e.g. 'fold,fuse,int8{mode=dynamic}'."),
     ] = None,
     objective: Annotated[str, typer.Option(help="latency, accuracy or size.")] = "latency",
-    threads: Annotated[
-        int | None, typer.Option(help="Threads of the runtime.  [default: the cores granted]")
-    ] = None,
-    batch: Annotated[
-        int | None, typer.Option(help="Samples a call.  [default: the model's own, or 1]")
-    ] = None,
-    confidence: Annotated[float, typer.Option(help="Of a kept verdict.")] = 0.99,
-    time_limit: Annotated[str, typer.Option(help="90s, 10m or none.")] = "10m",
-    input: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=SHAPE:TYPE",
-            help="An input's shape, e.g. image=Nx3x224x224:float32.",
-        ),
-    ] = None,
-    arch: Annotated[
-        str | None, typer.Option(help="file.py:factory for weights without an architecture.")
-    ] = None,
-    trust_pickle: Annotated[
-        bool, typer.Option("--trust-pickle", help="Let a pickled model run its code.")
-    ] = False,
-    out: Annotated[str | None, typer.Option(help="[default: MODEL.optimized]")] = None,
-    seed: Annotated[int, typer.Option(help="For shares and order.")] = 0,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print report.json and nothing else.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print only the answer.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Print every step.")] = False,
+    threads: Threads = None,
+    batch: Batch = None,
+    confidence: Confidence = 0.99,
+    time_limit: TimeLimit = "10m",
+    max_samples: MaxSamples = 5000,
+    strict_floor: StrictFloor = False,
+    pre: Pre = None,
+    post: Post = None,
+    input: Inputs = None,
+    arch: Arch = None,
+    trust_pickle: TrustPickle = False,
+    out: Out = None,
+    seed: Seed = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Optimize MODEL; keep only variants that meet every budget and the floor."""
-    from optimize.budgets.budget import Budget, Floor
     from optimize.request import Request, parse_chains, parse_duration, parse_input
 
     request = Request(
         model=Path(model),
-        budgets=tuple(map(Budget.parse, budget or ())),
-        floor=Floor.parse(floor) if floor else None,
+        budgets=_budgets(budget),
+        floor=_floor(floor),
         data=data,
         calibration=calibration,
         metric=metric,
@@ -141,10 +185,105 @@ def run_command(
         trust_pickle=trust_pickle,
         out=Path(out) if out else None,
         seed=seed,
+        max_samples=max_samples,
+        strict_floor=strict_floor,
+        pre=pre,
+        post=post,
     )
-    result = _observed(request, json or quiet, verbose)
-    _print(result, json, quiet)
-    raise typer.Exit(result.exit_code)
+    from optimize.pipeline import run
+
+    _finish(_observed(lambda observer: run(request, observer), json or quiet, verbose), json, quiet)
+
+
+@app.command("profile")
+def profile_command(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="The first is the reference.")
+    ],
+    budget: Budgets = None,
+    floor: FloorText = None,
+    data: Data = None,
+    metric: MetricName = None,
+    threads: Threads = None,
+    batch: Batch = None,
+    confidence: Confidence = 0.99,
+    time_limit: TimeLimit = "10m",
+    max_samples: MaxSamples = 5000,
+    strict_floor: StrictFloor = False,
+    pre: Pre = None,
+    post: Post = None,
+    input: Inputs = None,
+    arch: Arch = None,
+    trust_pickle: TrustPickle = False,
+    out: Out = None,
+    seed: Seed = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Judge models as they are, side by side, without passes."""
+    from optimize.request import Request, parse_duration, parse_input
+
+    first, *rivals = map(Path, models)
+    request = Request(
+        model=first,
+        rivals=tuple(rivals),
+        as_is=True,
+        budgets=_budgets(budget),
+        floor=_floor(floor),
+        data=data,
+        metric=metric,
+        threads=threads,
+        batch=batch,
+        confidence=confidence,
+        time_limit_s=parse_duration(time_limit),
+        max_samples=max_samples,
+        strict_floor=strict_floor,
+        pre=pre,
+        post=post,
+        inputs=tuple(map(parse_input, input or ())),
+        arch=arch,
+        trust_pickle=trust_pickle,
+        out=Path(out) if out else None,
+        seed=seed,
+    )
+    from optimize.pipeline import run
+
+    _finish(_observed(lambda observer: run(request, observer), json or quiet, verbose), json, quiet)
+
+
+@app.command("verify")
+def verify_command(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="A result folder.")],
+    source: Annotated[str | None, typer.Option(help="The source.  [default: where it was]")] = None,
+    data: Data = None,
+    metric: MetricName = None,
+    threads: Threads = None,
+    time_limit: TimeLimit = "10m",
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Judge a result folder again, on this machine."""
+    from optimize.request import parse_duration
+    from optimize.verify import Overrides, verify
+
+    overrides = Overrides(source, data, metric, threads, parse_duration(time_limit))
+    _finish(
+        _observed(lambda o: verify(Path(folder), overrides, o), json or quiet, verbose), json, quiet
+    )
+
+
+@app.command("doctor")
+def doctor_command(
+    seconds: Annotated[float, typer.Option(help="How long to measure.")] = 20.0,
+) -> None:
+    """What this device is, how quiet it is, and how sharp a verdict can be here."""
+    from optimize.console import show_examination
+    from optimize.doctor import examine
+
+    examination = examine(seconds, _say)
+    show_examination(examination, _console())
 
 
 @app.command("passes")
@@ -184,25 +323,39 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _observed(request: Request, silent: bool, verbose: bool) -> Result:
+def _budgets(texts: list[str] | None) -> tuple[Budget, ...]:
+    from optimize.budgets.budget import Budget
+
+    return tuple(map(Budget.parse, texts or ()))
+
+
+def _floor(text: str | None) -> Floor | None:
+    from optimize.budgets.budget import Floor
+
+    return Floor.parse(text) if text else None
+
+
+def _finish(result: Result, json: bool, quiet: bool) -> None:
+    _print(result, json, quiet)
+    raise typer.Exit(result.exit_code)
+
+
+def _observed(work: Callable[[Observer | None], Result], silent: bool, verbose: bool) -> Result:
     from rich.console import Console
 
     from optimize.console import Bar, Lines
-    from optimize.pipeline import run
 
     if silent:
-        return run(request)
+        return work(None)
     console = Console(stderr=True)
     observer = Bar(console) if console.is_terminal and not verbose else Lines(console, verbose)
     try:
-        return run(request, observer)
+        return work(observer)
     finally:
         observer.close()
 
 
 def _print(result: Result, json: bool, quiet: bool) -> None:
-    from rich.console import Console
-
     from optimize.console import answer, show
 
     if json:
@@ -210,11 +363,17 @@ def _print(result: Result, json: bool, quiet: bool) -> None:
     elif quiet:
         typer.echo(answer(result))
     else:
-        # A log has no width of its own: never cut a figure there.
-        width = None if sys.stdout.isatty() else 200
-        show(result, Console(width=width, highlight=False))
+        show(result, _console())
     if result.error is not None and result.exit_code == EXIT_INTERNAL:
-        _say(f"internal error: {first_cause(result.error)}; see {result.folder / 'error.txt'}")
+        place = f"; see {result.folder / 'error.txt'}" if result.folder else ""
+        _say(f"internal error: {first_cause(result.error)}{place}")
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    # A log has no width of its own: never cut a figure there.
+    return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
 
 
 def _crash(error: Exception) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -12,6 +13,9 @@ from rich.text import Text
 from optimize.budgets.budget import format_bytes
 from optimize.choose import NOISE
 from optimize.report import AccuracyReport, LatencyReport, Report, Result, VariantReport
+
+if TYPE_CHECKING:
+    from optimize.doctor import Examination
 
 _STYLES = {
     "kept": "green",
@@ -107,6 +111,34 @@ def show(result: Result, console: Console) -> None:
     console.print(Text(answer(result)), soft_wrap=True)
 
 
+def show_examination(examination: Examination, console: Console) -> None:
+    """Print what the doctor found."""
+    device = examination.device
+    memory = format_bytes(device.memory_bytes) if device.memory_bytes else "unknown"
+    step, cost = examination.timer_ns
+    low, high = examination.ratio_low, examination.ratio_high
+    lines = [
+        ("device", f"{device.cpu} ({device.architecture}), {device.os}, {memory} of memory"),
+        ("cores", f"{device.granted_cores} granted of {device.cores}"),
+        ("instructions", " ".join(device.isa) or "unknown"),
+        ("providers", ", ".join(examination.providers)),
+        ("clock", f"steps of {step:.0f} ns, {cost:.0f} ns a reading"),
+        ("fixed work", f"its p99 is {examination.canary_spread:.2f}x its median"),
+        ("disturbed", f"{examination.disturbed:.0%} of the blocks"),
+        *(("", f"{count}x {reason}") for reason, count in examination.reasons),
+    ]
+    if examination.ratio is not None:
+        bounds = f", between {low:.3f}x and {high:.3f}x" if low and high else ""
+        lines.append(("same model twice", f"{examination.ratio:.3f}x{bounds} (99%)"))
+        if low and high:
+            width = max(high - 1, 1 - low, 0)
+            lines.append(("resolution", f"a speed-up below {1 + width:.3f}x cannot be told here"))
+    lines.append(("a p99 verdict", "takes 497 calls without one over the limit, at 99%"))
+    lines += [("advice", text) for text in examination.advice]
+    for name, text in lines:
+        console.print(Text.assemble((f"{name:17}", "bold"), text), soft_wrap=True)
+
+
 def answer(result: Result) -> str:
     """The outcome in one or two sentences."""
     report = result.report
@@ -114,10 +146,11 @@ def answer(result: Result) -> str:
     floor = f" and floor {report.floor.text}" if report.floor else ""
     if report.chosen is not None and report.exit_code == 0:
         best = report.variant(report.chosen)
+        written = f" Written to {result.model}" if result.model else ""
         ratio = _ratio(best.speedup) if best.speedup else ""
         return (
             f"Kept: {best.chain}{ratio}, within {limits}{floor} "
-            f"at {report.settings.confidence:.0%} confidence. Written to {result.model}"
+            f"at {report.settings.confidence:.0%} confidence.{written}"
         )
     miss = f" Nearest miss: {report.nearest_miss}." if report.nearest_miss else ""
     what = {
@@ -125,7 +158,8 @@ def answer(result: Result) -> str:
         70: "An internal error ended the run before a verdict on",
         130: "Interrupted before a verdict on",
     }.get(report.exit_code, "None kept: no variant meets")
-    return f"{what} {limits}{floor}.{miss} Report in {result.folder}"
+    report_at = f" Report in {result.folder}" if result.folder else ""
+    return f"{what} {limits}{floor}.{miss}{report_at}"
 
 
 def _ratio(speedup: float) -> str:

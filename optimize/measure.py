@@ -49,7 +49,7 @@ class Limits:
 
     deadline: float | None = None
     max_samples: int = 5000
-    min_seconds: float = 5.0
+    min_seconds: float = 10.0
     timeout_s: float = 120.0
 
     @property
@@ -163,6 +163,19 @@ def warm_up(contender: Contender, limits: Limits) -> None:
             warmup_calls=contender.profile.warmup_calls + reply["calls"],
             steady=contender.profile.steady and reply["steady"],
         )
+
+
+def operators(contender: Contender, limits: Limits) -> list[dict[str, Any]]:
+    """Ask a contender's worker for its slowest operators, over some twenty calls or a second.
+
+    Raises:
+        WorkerError: the worker failed.
+    """
+    calls = int(min(max(2, 1e9 / max(contender.call_ns, 1)), 20))
+    rows: list[dict[str, Any]] = contender.workers[0].call(
+        "operators", limits.timeout_s + 40 * calls * contender.call_ns / 1e9, calls=calls
+    )["operators"]
+    return rows
 
 
 def time_in_turns(

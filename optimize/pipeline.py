@@ -24,7 +24,7 @@ from optimize.models.source import Source, detect
 from optimize.passes.base import Context, Pass, PassResult
 from optimize.passes.chain import Chain
 from optimize.plan import built_in
-from optimize.prepare import Prepared, prepare
+from optimize.prepare import Prepared, load_rival, prepare
 from optimize.report import (
     EXIT_INTERNAL,
     EXIT_INTERRUPTED,
@@ -40,7 +40,7 @@ from optimize.report import (
     SourceReport,
     VariantReport,
 )
-from optimize.request import Request
+from optimize.request import Request, spec_text
 from optimize.screen import Screening
 from optimize.targets.base import Device, Settings, Target
 from optimize.targets.local import LocalTarget
@@ -94,10 +94,12 @@ class _Run:
     unbuilt: list[VariantReport] = field(default_factory=list)
     artefacts: dict[str, Model] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    order: list[str] = field(default_factory=list)
 
     def limits(self, share: float) -> Limits:
         limit = self.request.time_limit_s
-        return Limits(deadline=None if limit is None else self.started + share * limit)
+        deadline = None if limit is None else self.started + share * limit
+        return Limits(deadline=deadline, max_samples=self.request.max_samples)
 
 
 def run(request: Request, observer: Observer | None = None, target: Target | None = None) -> Result:
@@ -110,7 +112,8 @@ def run(request: Request, observer: Observer | None = None, target: Target | Non
         InputError: what was given cannot be used; nothing is written.
     """
     observer, target = observer or Silent(), target or LocalTarget()
-    output.check_writable(request.folder)
+    if request.folder is not None:
+        output.check_writable(request.folder)
     device = target.device()
     settings = Settings(threads=request.threads or device.granted_cores)
     folder = Path(tempfile.mkdtemp(prefix="optimize-"))
@@ -136,12 +139,13 @@ def run(request: Request, observer: Observer | None = None, target: Target | Non
 
 def _stages(state: _Run, folder: Path, observer: Observer) -> None:
     observer.stage("load and export", 0)
-    state.source = detect(state.request.model)
+    request = state.request
+    state.source = detect(request.model)
     state.prepared = prepare(state.request, state.source, folder, state.child)
     state.notes += state.prepared.notes
     exported = state.prepared.exported
     observer.note(f"{state.source.kind} by {exported.route}, outputs {exported.difference}")
-    variants = _build(state, folder, observer)
+    variants = (_as_they_are if request.as_is else _build)(state, folder, observer)
     screening = Screening(
         state.target, state.settings, state.prepared, state.request, len(variants), folder
     )
@@ -166,7 +170,7 @@ def _build(state: _Run, folder: Path, observer: Observer) -> list[Variant]:
     builder = Builder(model, context, lambda *args: _run_pass(state.child, *args))
     limits = state.limits(BUILD_SHARE)
     built: list[Variant] = []
-    digests: dict[str, Chain] = {}
+    digests: dict[str, str] = {}
     observer.stage("build", len(chains))
     for number, chain in enumerate(chains):
         observer.step(number, str(chain))
@@ -180,10 +184,30 @@ def _build(state: _Run, folder: Path, observer: Observer) -> list[Variant]:
         if variant.model is None:
             state.unbuilt.append(_unbuilt(variant, state.settings.runtime))
             continue
-        digests[variant.model.digest] = chain
-        state.artefacts[str(chain)] = variant.model
+        digests[variant.model.digest] = variant.name
+        state.artefacts[variant.name] = variant.model
         built.append(variant)
+    state.order = [str(chain) for chain in chains]
     return built
+
+
+def _as_they_are(state: _Run, folder: Path, observer: Observer) -> list[Variant]:
+    """Take every model that the request names as a variant, the first as the reference."""
+    prepared, request = state.prepared, state.request
+    assert prepared is not None  # set just before
+    variants = [Variant(Chain(), prepared.exported.model, label=request.model.name)]
+    for number, path in enumerate(request.rivals):
+        observer.step(number, str(path))
+        own = folder / f"rival-{number}"
+        own.mkdir()
+        exported = load_rival(request, path, prepared, own, state.child)
+        label = path.name
+        if label in {variant.name for variant in variants}:
+            label = str(path)
+        variants.append(Variant(Chain(), exported, label=label))
+    state.order = [variant.name for variant in variants]
+    state.artefacts = {v.name: v.model for v in variants if v.model is not None}
+    return variants
 
 
 def _run_pass(child: Child, step: Pass, model: Model, context: Context) -> PassResult:
@@ -215,10 +239,13 @@ def _unbuilt(variant: Variant, runtime: str) -> VariantReport:
 def _finish(state: _Run, error: BaseException | None) -> Result:
     report = _report(state, error)
     artefact = state.artefacts.get(report.chosen) if report.chosen else None
+    folder = state.request.folder
+    if folder is None:
+        return Result(report, None, None, error)
     manifest = _manifest(state, report, artefact)
     extra = {"error.txt": "".join(traceback.format_exception(error))} if error else {}
-    path = output.write(state.request.folder, report.to_json(), manifest, artefact, extra)
-    return Result(report, state.request.folder, path, error)
+    path = output.write(folder, report.to_json(), manifest, artefact, extra)
+    return Result(report, folder, path, error)
 
 
 def _report(state: _Run, error: BaseException | None) -> Report:
@@ -249,7 +276,7 @@ def _report(state: _Run, error: BaseException | None) -> Report:
         data=prepared.data if prepared else _NO_DATA,
         variants=rows,
         chosen=chosen,
-        exit_code=_exit_code(rows, chosen, error),
+        exit_code=_exit_code(rows[1:] if request.reference_only else rows, chosen, error),
         nearest_miss=None if chosen else nearest_miss(rows, request.budgets, floor),
         notes=tuple(state.notes),
         seconds=time.monotonic() - state.started,
@@ -264,9 +291,7 @@ def _rows(state: _Run) -> tuple[VariantReport, ...]:
     rows = {row.chain: row for row in state.unbuilt}
     if state.screening:
         rows |= {row.chain: row for row in state.screening.rows()}
-    if state.prepared is None:
-        return tuple(rows.values())
-    order = [str(chain) for chain in _plan(state.request, state.prepared)]
+    order = state.order or list(rows)
     return tuple(_without_path(rows[name], state.folder) for name in order if name in rows)
 
 
@@ -323,8 +348,28 @@ def _manifest(state: _Run, report: Report, artefact: Model | None) -> dict[str, 
         "data_digest": report.data.digest,
         "model_digest": artefact.digest if artefact else None,
         "seed": report.settings.seed,
+        "arguments": _arguments(state.request),
         "device": asdict(report.device),
         "versions": report.versions,
+    }
+
+
+def _arguments(request: Request) -> dict[str, Any]:
+    """What ``verify`` needs to judge again: what was given, as it was typed."""
+    return {
+        "model": str(request.model),
+        "data": request.data,
+        "calibration": request.calibration,
+        "metric": request.metric,
+        "arch": request.arch,
+        "trust_pickle": request.trust_pickle,
+        "inputs": [spec_text(spec) for spec in request.inputs],
+        "pre": request.pre,
+        "post": request.post,
+        "strict_floor": request.strict_floor,
+        "max_samples": request.max_samples,
+        "time_limit_s": request.time_limit_s,
+        "objective": request.objective,
     }
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from optimize.budgets.accuracy import METRICS, Metric, custom
 from optimize.budgets.budget import Floor
 from optimize.child import Child
@@ -13,7 +15,8 @@ from optimize.errors import InputError, nearest
 from optimize.models import data as samples
 from optimize.models.data import Array, Dataset
 from optimize.models.export import Exported, load_and_export
-from optimize.models.source import Source
+from optimize.models.model import Model
+from optimize.models.source import Source, detect
 from optimize.models.usercode import call, is_reference, load_function
 from optimize.report import DataReport
 from optimize.request import Request
@@ -82,7 +85,8 @@ def prepare(request: Request, source: Source, folder: Path, child: Child) -> Pre
         InputError: anything given does not fit.
     """
     metric, floor = _metric(request)
-    real = samples.read_data(request.data) if request.data else None
+    raw = samples.read_data(request.data) if request.data else None
+    real = _processed(raw, request.pre, "--data") if raw else None
     exported = child.call(
         load_and_export,
         source,
@@ -97,11 +101,16 @@ def prepare(request: Request, source: Source, folder: Path, child: Child) -> Pre
     calibration = None
     if request.calibration:
         read = samples.read_data(request.calibration, "--calibration")
+        read = _processed(read, request.pre, "--calibration")
         calibration = samples.fit(read, exported.model.signature.inputs, "--calibration")
-    evaluation, notes = data, []
+    evaluation, own, notes = data, None, []
+    latency = raw if request.pre else None
     if real and calibration is None:
         if len(data) > 1:
-            calibration, evaluation = samples.split(data, request.seed)
+            own, evaluation = samples.split(data, request.seed)
+            calibration = own
+            if raw and request.pre:
+                latency = _joined(*reversed(samples.split(raw, request.seed)))
         else:
             notes.append("one sample cannot be shared: passes that need calibration are left out")
     metric, floor = _defaults(metric, floor, data)
@@ -110,8 +119,38 @@ def prepare(request: Request, source: Source, folder: Path, child: Child) -> Pre
             "no data was given: the accuracy was judged on synthetic inputs, which says "
             "little about real ones"
         )
-    own = calibration if calibration and not request.calibration else None
-    return _assemble(request, exported, evaluation, calibration, own, metric, floor, notes)
+    prepared = _assemble(request, exported, evaluation, calibration, own, metric, floor, notes)
+    return prepared if latency is None else replace(prepared, latency=latency)
+
+
+def load_rival(
+    request: Request, path: Path, prepared: Prepared, folder: Path, child: Child
+) -> Model:
+    """Load another model that takes the same samples as the prepared one.
+
+    Raises:
+        InputError: it cannot be loaded, or takes other inputs.
+    """
+    probe = samples.representative(prepared.evaluation)
+    exported = child.call(
+        load_and_export, detect(path), request.arch, request.trust_pickle, probe, (), folder
+    )
+    samples.fit(prepared.evaluation, exported.model.signature.inputs, f"{path} and --data")
+    return exported.model
+
+
+def _processed(data: Dataset, pre: str | None, purpose: str) -> Dataset:
+    """Turn what ``--pre`` takes into what the model takes, for all that is not timed."""
+    if pre is None:
+        return data
+    function = load_function(pre, "--pre")
+    given = [call(function, f"--pre {pre}", data.sample(i)) for i in range(len(data))]
+    if not all(isinstance(sample, dict) for sample in given):
+        raise InputError(f"--pre {pre} must return a dictionary of arrays by input name")
+    if len({frozenset(sample) for sample in given}) > 1:
+        raise InputError(f"--pre {pre} gives other inputs for some samples of {purpose}")
+    inputs = {name: [np.asarray(sample[name]) for sample in given] for name in given[0]}
+    return replace(data, inputs=inputs)
 
 
 def _assemble(

@@ -6,7 +6,7 @@ History: 1, the first.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +29,8 @@ class LatencyReport:
     """Percentiles of all timed calls, in milliseconds.
 
     The bounds are one-sided, each at the run's confidence; None where there are too few samples.
-    ``clean_samples`` were timed while nothing disturbed the machine.
+    ``clean_samples`` were timed while nothing disturbed the machine. ``parts`` decompose a call
+    into pre, input_transfer, compute, output_transfer, post and rest.
     """
 
     p50_ms: float
@@ -48,6 +49,8 @@ class LatencyReport:
     first_call_ms: float
     warmup_calls: int
     steady: bool
+    peak_memory_bytes: int | None = None
+    parts: dict[str, PartReport] = field(default_factory=dict)
 
     @classmethod
     def of(cls, profile: Profile, confidence: float) -> LatencyReport:
@@ -77,7 +80,44 @@ class LatencyReport:
             first_call_ms=profile.first_call_ns / 1e6,
             warmup_calls=profile.warmup_calls,
             steady=profile.steady,
+            peak_memory_bytes=profile.peak_bytes,
+            parts=_parts(profile),
         )
+
+
+def _parts(profile: Profile) -> dict[str, PartReport]:
+    """Decompose calls; where nothing but compute was marked, it is all there is."""
+    names = ("pre", "input_transfer", "compute", "output_transfer", "post")
+    blocks = [block.parts_ns for block in profile.blocks]
+    if any(blocks):
+        found = {name: np.concatenate([block[name] for block in blocks]) for name in names}
+    else:
+        nothing = np.zeros_like(profile.samples_ns)
+        found = dict.fromkeys(names, nothing) | {"compute": profile.samples_ns}
+    found["rest"] = profile.samples_ns - np.sum(list(found.values()), axis=0)
+    return {
+        name: PartReport(*(float(v) / 1e6 for v in np.quantile(values, (0.5, 0.95, 0.99))))
+        for name, values in found.items()
+    }
+
+
+@dataclass(frozen=True)
+class OperatorReport:
+    """One operator type: its nodes, its milliseconds a call, and its share of all operators."""
+
+    op: str
+    nodes: int
+    ms: float
+    share: float
+
+
+@dataclass(frozen=True)
+class PartReport:
+    """A part of a call, in milliseconds; zero where the device has no such part."""
+
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
 
 
 @dataclass(frozen=True)
@@ -105,7 +145,9 @@ class AccuracyReport:
 class VariantReport:
     """One row: a chain, its verdict, and the evidence.
 
-    ``speedup`` is the source's median latency over this one's, both timed in turns.
+    ``speedup`` is the source's median latency over this one's, paired block by block as they were
+    timed in turns, with its interval at the run's confidence. ``operators`` are the slowest, by
+    the runtime's own profiler, in a pass of its own.
     """
 
     chain: str
@@ -117,6 +159,9 @@ class VariantReport:
     size_bytes: int | None = None
     digest: str | None = None
     speedup: float | None = None
+    speedup_low: float | None = None
+    speedup_high: float | None = None
+    operators: tuple[OperatorReport, ...] = ()
     notes: tuple[str, ...] = ()
     build_s: float = 0.0
     profile_s: float = 0.0
@@ -264,13 +309,13 @@ class Result:
 
     Attributes:
         report: as in ``report.json``.
-        folder: the result folder.
+        folder: the result folder; None if none was asked for.
         model: the chosen artefact; None if no variant was kept.
         error: what cut the run short; None if nothing did.
     """
 
     report: Report
-    folder: Path
+    folder: Path | None
     model: Path | None
     error: BaseException | None = None
 

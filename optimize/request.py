@@ -38,8 +38,14 @@ class Request:
         inputs: types and shapes that the source does not tell.
         arch: ``file.py:factory`` for weights without an architecture.
         trust_pickle: whether a pickle may run code.
-        out: the result folder; None for ``<model>.optimized``.
+        out: the result folder; None for ``<model>.optimized``, or for none with ``as_is``.
         seed: for shares, order and synthetic inputs.
+        strict_floor: whether the floor must hold at the worse end of the interval.
+        max_samples: timed calls of one variant.
+        pre, post: ``file.py:function`` around every call; they count towards the latency.
+        as_is: whether models are judged as they are, without passes.
+        rivals: further models to judge beside ``model``, with ``as_is``.
+        reference_only: whether ``model`` is timed for comparison and cannot be chosen.
     """
 
     model: Path
@@ -59,6 +65,13 @@ class Request:
     trust_pickle: bool = False
     out: Path | None = None
     seed: int = 0
+    strict_floor: bool = False
+    max_samples: int = 5000
+    pre: str | None = None
+    post: str | None = None
+    as_is: bool = False
+    rivals: tuple[Path, ...] = ()
+    reference_only: bool = False
 
     def __post_init__(self) -> None:
         """Check what can be checked without loading anything.
@@ -74,18 +87,26 @@ class Request:
             raise InputError(f"budget {twice} is given twice")
         if not 0.5 < self.confidence < 1:
             raise InputError(f"--confidence {self.confidence:g} is not between 0.5 and 1")
-        for option, value in (("--threads", self.threads), ("--batch", self.batch)):
+        for option, value in (
+            ("--threads", self.threads),
+            ("--batch", self.batch),
+            ("--max-samples", self.max_samples),
+        ):
             if value is not None and value < 1:
                 raise InputError(f"{option} {value} is not at least 1")
         if self.objective not in ("latency", "accuracy", "size"):
             raise InputError(f"--objective {self.objective} is none of latency, accuracy, size")
         if self.calibration and not self.data:
             raise InputError("--calibration needs --data, on which the accuracy is evaluated")
+        if self.pre and not self.data:
+            raise InputError("--pre needs --data, which holds what it takes")
+        if self.pre and (self.batch or 1) > 1:
+            raise InputError("--pre takes one sample at a time; leave --batch out")
 
     @property
-    def folder(self) -> Path:
-        """Where the result goes."""
-        if self.out is not None:
+    def folder(self) -> Path | None:
+        """Where the result goes; None for nowhere."""
+        if self.out is not None or self.as_is:
             return self.out
         name = self.model.resolve().name if self.model.is_dir() else self.model.stem
         return self.model.resolve().parent / f"{name}.optimized"
@@ -114,6 +135,12 @@ def parse_input(text: str) -> TensorSpec:
     if 0 in shape:
         raise InputError(f"--input {text!r} has an axis of length 0")
     return TensorSpec(name, kind.name, shape)
+
+
+def spec_text(spec: TensorSpec) -> str:
+    """Write a specification as :func:`parse_input` reads it."""
+    axes = "x".join("?" if dim is None else str(dim) for dim in spec.shape or ())
+    return f"{spec.name}={axes or 'scalar'}:{spec.dtype}"
 
 
 def parse_duration(text: str) -> float | None:

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from optimize.budgets.accuracy import Accuracy, Outputs, Scores, compare
+from optimize.budgets.profile import paired_ratio
 from optimize.budgets.verdict import Requirement, Verdict, judge, weigh
 from optimize.build import Variant
 from optimize.choose import rank
@@ -20,19 +21,20 @@ from optimize.measure import (
     Limits,
     collect_outputs,
     open_worker,
+    operators,
     time_in_turns,
     warm_up,
 )
 from optimize.models.model import Model
-from optimize.passes.chain import SOURCE
 from optimize.prepare import Prepared
-from optimize.report import AccuracyReport, LatencyReport, VariantReport
+from optimize.report import AccuracyReport, LatencyReport, OperatorReport, VariantReport
 from optimize.request import Request
 from optimize.targets.base import Job, Settings, Target
 from optimize.targets.inputs import write_inputs
 
 FRESH_PROCESSES = 3
 MEMORY_SHARE = 0.5
+SHOWN_OPERATORS = 8
 MOST_AT_ONCE = 16
 
 
@@ -56,7 +58,8 @@ class _Candidate:
     accuracy: Accuracy | None = None
     verdict: Verdict | None = None
     confirmed: bool = False
-    speedup: float | None = None
+    speedup: tuple[float | None, float | None, float | None] = (None, None, None)
+    operators: tuple[OperatorReport, ...] = ()
     profile_s: float = 0.0
 
 
@@ -87,6 +90,7 @@ class Screening:
             self.prepared.floor,
             self.request.confidence,
             contenders=max(1, self.contenders),
+            strict_floor=self.request.strict_floor,
         )
 
     def measure(self, variants: Sequence[Variant], limits: Limits, observer: Observer) -> None:
@@ -99,9 +103,14 @@ class Screening:
         for number, variant in enumerate(variants):
             if variant.model is not None:
                 job = Job(
-                    variant.model.path, inputs, self.folder / f"variant-{number}", self.settings
+                    model=variant.model.path,
+                    inputs=inputs,
+                    scratch=self.folder / f"variant-{number}",
+                    settings=self.settings,
+                    pre=self.request.pre,
+                    post=self.request.post,
                 )
-                contender = Contender(str(variant.chain), job, reference=number == 0)
+                contender = Contender(variant.name, job, reference=number == 0)
                 self._candidates.append(_Candidate(variant, variant.model, contender))
         reference, *others = self._candidates
         observer.stage("evaluate and time", 2 * len(self._candidates))
@@ -119,7 +128,7 @@ class Screening:
         """Time the best kept variant again in fresh processes; go on to the next if it fails."""
         higher = self.prepared.metric.higher_is_better
         while best := next(iter(rank(self._unconfirmed(), self.request.objective, higher)), None):
-            candidate = next(c for c in self._candidates if str(c.variant.chain) == best.chain)
+            candidate = next(c for c in self._candidates if c.variant.name == best.chain)
             observer.stage(f"confirm {best.chain}", FRESH_PROCESSES)
             self._confirm(candidate, limits, observer)
             if candidate.verdict and candidate.verdict.status == "kept":
@@ -136,7 +145,8 @@ class Screening:
             candidate.contender.close()
 
     def _unconfirmed(self) -> list[VariantReport]:
-        return [self._row(c) for c in self._candidates if not c.confirmed]
+        eligible = self._candidates[1:] if self.request.reference_only else self._candidates
+        return [self._row(c) for c in eligible if not c.confirmed]
 
     def _evaluate_source(self, reference: _Candidate, limits: Limits) -> None:
         try:
@@ -190,10 +200,11 @@ class Screening:
         fits = all(
             candidate.model.size_bytes <= budget.limit
             for budget in self.request.budgets
-            if budget.tail is None
+            if budget.quantity == "size"
         )
-        accurate = candidate.accuracy is not None and candidate.accuracy.meets(self.prepared.floor)
-        return fits and accurate is not False
+        accuracy = candidate.accuracy
+        strict = self.request.strict_floor
+        return fits and (accuracy is None or accuracy.meets(self.prepared.floor, strict) is True)
 
     def _time(
         self, heat: Sequence[_Candidate], limits: Limits, observer: Observer, done: int
@@ -215,6 +226,7 @@ class Screening:
         time_in_turns(contenders, self.requirement, count, limits, rng, progress)
         for candidate in heat:
             candidate.profile_s += float(candidate.contender.profile.samples_ns.sum()) / 1e9
+            self._operators(candidate, limits)
             candidate.verdict = self._judge(candidate, self.requirement)
             candidate.speedup = self._speedup(candidate)
             if not candidate.contender.reference:
@@ -271,7 +283,7 @@ class Screening:
         if profile.samples_ns.size:
             latency = LatencyReport.of(profile, self.request.confidence)
         return VariantReport(
-            chain=str(variant.chain),
+            chain=variant.name,
             runtime=self.settings.runtime,
             status=verdict.status,
             reason=verdict.reason,
@@ -279,20 +291,39 @@ class Screening:
             accuracy=accuracy,
             size_bytes=candidate.model.size_bytes,
             digest=candidate.model.digest,
-            speedup=candidate.speedup,
+            speedup=candidate.speedup[0],
+            speedup_low=candidate.speedup[1],
+            speedup_high=candidate.speedup[2],
+            operators=candidate.operators,
             notes=variant.notes,
             build_s=variant.seconds,
             profile_s=candidate.profile_s,
         )
 
-    def _speedup(self, candidate: _Candidate) -> float | None:
-        """Divide the medians that were timed in turns; a later confirmation has no partner."""
+    def _speedup(self, candidate: _Candidate) -> tuple[float | None, float | None, float | None]:
+        """Pair what was timed in turns; a later confirmation has no partner."""
         source, own = self._candidates[0].contender.profile, candidate.contender.profile
-        if str(candidate.variant.chain) == SOURCE or not (
-            source.samples_ns.size and own.samples_ns.size
-        ):
-            return None
-        return source.percentile_ns(0.5) / own.percentile_ns(0.5)
+        if candidate is self._candidates[0]:
+            return None, None, None
+        return paired_ratio(source, own, self.request.confidence)
+
+    def _operators(self, candidate: _Candidate, limits: Limits) -> None:
+        """Profile single operators, and refuse nodes that run where they were not asked to."""
+        contender = candidate.contender
+        if contender.error is not None or not contender.workers or limits.expired:
+            return
+        try:
+            rows = operators(contender, limits)
+        except WorkerError:
+            return  # its profile is for information; the verdict does not rest on it
+        strangers = {p for row in rows for p in row["providers"]} - {self.settings.provider, ""}
+        if strangers:
+            contender.error = f"nodes ran on {', '.join(sorted(strangers))}, not where asked"
+        total = sum(row["ns"] for row in rows) or 1.0
+        candidate.operators = tuple(
+            OperatorReport(row["op"], row["nodes"], row["ns"] / 1e6, row["ns"] / total)
+            for row in rows[:SHOWN_OPERATORS]
+        )
 
 
 _LATE = "the time limit ended the run before it was measured"
@@ -310,4 +341,4 @@ def _seconds_left(contender: Contender, requirement: Requirement, limits: Limits
         for item in weigh(contender.profile, requirement)
         if item.decision == "undecided"
     ]
-    return max(needs, default=0) * contender.call_ns / 1e9
+    return max(0, *needs, 0) * contender.call_ns / 1e9

@@ -42,6 +42,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 VERSION = 1
+CPU_FREQUENCY_GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 _ISA = (
     "sse4_2 avx avx2 fma f16c avx512f avx512bw avx512vl avx512_vnni avx_vnni avx512_bf16 "
     "avx512_fp16 amx_tile amx_int8 amx_bf16 asimd asimddp asimdhp i8mm bf16 sve sve2"
@@ -294,20 +295,20 @@ class Worker:
         while led < 2 or clock() < until:
             self._call(feed)
             led += 1
-        begun, before, canary = clock(), _counters(), [_canary()]
+        begun, before, fixed_work = clock(), _counters(), [canary()]
         for i, index in enumerate(order):
             feed = feed_of(index)
             start = clock()
             outputs = run(feed) if plain else self._call_marked(feed, marks[i])
             samples[i] = clock() - start
             del outputs  # freed outside of the timed part
-        canary.append(_canary())
+        fixed_work.append(canary())
         after = _counters()
         return {
             "samples": _encoded(samples),
             "parts": {} if plain else _parts(marks),
             "peak_bytes": _peak(),
-            "canary_ns": canary,
+            "canary_ns": fixed_work,
             "elapsed_ns": clock() - begun,
             "counters": {key: after[key] - before[key] for key in after.keys() & before.keys()},
         }
@@ -451,8 +452,8 @@ def _as_array(value: Any) -> Any:
     return array
 
 
-def _canary() -> int:
-    """Nanoseconds for a fixed piece of work; what it varies by is the machine's doing."""
+def canary() -> int:
+    """Return the nanoseconds for fixed work; what they vary by is the machine's doing."""
     start = time.perf_counter_ns()
     total = 0
     for i in range(4000):

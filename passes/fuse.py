@@ -128,7 +128,22 @@ def _onnxruntime_graph(model: Model, context: Context) -> Model:
         side = "session.optimized_model_external_initializers_file_name"
         options.add_session_config_entry(side, f"{FILE_NAME}.data")
     onnxruntime.InferenceSession(str(model.path), options, providers=["CPUExecutionProvider"])
-    return Model.read(path)
+    return _without_stale_inputs(Model.read(path), model)
+
+
+def _without_stale_inputs(result: Model, before: Model) -> Model:
+    """Drop inputs whose default values onnxruntime has folded away."""
+    wanted = {spec.name for spec in before.signature.inputs}
+    if all(spec.name in wanted for spec in result.signature.inputs):
+        return result
+    import onnx
+
+    proto = onnx.load(str(result.path), load_external_data=False)
+    kept = [value for value in proto.graph.input if value.name in wanted]
+    del proto.graph.input[:]
+    proto.graph.input.extend(kept)
+    onnx.save(proto, str(result.path))
+    return Model.read(result.path)
 
 
 def _onnxruntime_tools(model: Model, context: Context) -> tuple[Model, list[str]]:

@@ -1,0 +1,155 @@
+"""Judge a result folder again: the same artefact, budgets and floor, on the machine at hand."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from optimize.budgets.accuracy import METRICS
+from optimize.budgets.budget import Budget, Floor
+from optimize.errors import InputError
+from optimize.models.model import FILE_NAME, file_digest
+from optimize.models.usercode import is_reference
+from optimize.output import MANIFEST, REPORT
+from optimize.pipeline import Observer, run, versions
+from optimize.report import AccuracyReport, Report, Result
+from optimize.request import Request, parse_input
+from optimize.targets.base import Target
+from optimize.targets.local import LocalTarget
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What may be said anew; None keeps what the folder says."""
+
+    source: str | None = None
+    data: str | None = None
+    metric: str | None = None
+    threads: int | None = None
+    time_limit_s: float | None = None
+
+
+def verify(
+    folder: Path,
+    overrides: Overrides,
+    observer: Observer | None = None,
+    target: Target | None = None,
+) -> Result:
+    """Measure and judge the folder's model again, beside the source if that is at hand.
+
+    Without the source, a floor that is a drop is held against the value that the source had when
+    the folder was made.
+
+    Raises:
+        InputError: the folder is not ours, damaged, holds no model, or its data are not at hand.
+    """
+    manifest, report = _read(folder)
+    target = target or LocalTarget()
+    request = _request(folder, manifest, report, overrides)
+    result = run(request, observer, target)
+    notes = _differences(manifest, report, result.report, target)
+    return replace(result, report=replace(result.report, notes=(*notes, *result.report.notes)))
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], Report]:
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder; name one that optimize has written")
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files = manifest["files"]
+        if manifest["tool"] != "tailfit" or manifest["schema"] != 1:
+            raise KeyError("tool")
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(
+            f"{folder} holds no manifest.json of a result; name a result folder"
+        ) from None
+    for name, digest in files.items():
+        file = folder / name
+        if Path(name).name != name or not file.is_file() or file_digest(file) != digest:
+            raise InputError(f"{folder} is damaged: {name} is missing or was changed since")
+    if FILE_NAME not in files or manifest["chain"] is None:
+        raise InputError(f"{folder} holds no model: no variant was kept when it was made")
+    return manifest, Report.from_json((folder / REPORT).read_text(encoding="utf-8"))
+
+
+def _request(
+    folder: Path, manifest: dict[str, Any], report: Report, overrides: Overrides
+) -> Request:
+    arguments = manifest["arguments"]
+    data = overrides.data or arguments["data"]
+    if data is not None:
+        file = data.rpartition(":")[0] if is_reference(data) else data
+        if not Path(file).exists():
+            raise InputError(f"the data {file} are not here; give --data")
+    source = Path(overrides.source or arguments["model"])
+    if overrides.source and not source.exists():
+        raise InputError(f"--source {source} does not exist")
+    floor = _floor(report)
+    common = Request(
+        model=folder / FILE_NAME,
+        budgets=tuple(Budget.parse(budget.text) for budget in report.budgets),
+        floor=floor,
+        data=data,
+        calibration=arguments["calibration"],
+        metric=overrides.metric or arguments["metric"],
+        objective=arguments["objective"],
+        threads=overrides.threads or manifest["threads"],
+        batch=manifest["batch"],
+        confidence=report.settings.confidence,
+        time_limit_s=overrides.time_limit_s or arguments["time_limit_s"],
+        inputs=tuple(map(parse_input, arguments["inputs"])),
+        arch=arguments["arch"],
+        trust_pickle=arguments["trust_pickle"],
+        seed=manifest["seed"],
+        strict_floor=arguments["strict_floor"],
+        max_samples=arguments["max_samples"],
+        pre=arguments["pre"],
+        post=arguments["post"],
+        as_is=True,
+    )
+    if source.exists():
+        return replace(common, model=source, rivals=(folder / FILE_NAME,), reference_only=True)
+    return replace(common, floor=_absolute(floor, report, source))
+
+
+def _floor(report: Report) -> Floor | None:
+    return Floor.parse(report.floor.text) if report.floor else None
+
+
+def _absolute(floor: Floor | None, report: Report, source: Path) -> Floor | None:
+    """Turn a drop into the value it stood for, now that there is no source to compare with."""
+    metric = report.floor.metric if report.floor else ""
+    if metric == "cosine":
+        raise InputError(
+            f"cosine compares with the source, and {source} is not here; give --source"
+        )
+    row = report.variant(report.chosen) if report.chosen else None
+    if floor is None or floor.kind == "absolute" or row is None or row.accuracy is None:
+        return floor
+    return Floor("absolute", _limit(row.accuracy, floor, metric), metric)
+
+
+def _limit(accuracy: AccuracyReport, floor: Floor, metric: str) -> float:
+    value = accuracy.source_value
+    drop = floor.value * (abs(value) if floor.kind == "relative" else 1.0)
+    known = METRICS.get(metric)
+    return value - drop if known is None or known.higher_is_better else value + drop
+
+
+def _differences(manifest: dict[str, Any], then: Report, now: Report, target: Target) -> list[str]:
+    """What is not as it was when the folder was made."""
+    notes = []
+    device = target.device()
+    for name in ("cpu", "isa", "cores", "granted_cores", "memory_bytes"):
+        old, new = getattr(then.device, name), getattr(device, name)
+        if old != new:
+            notes.append(f"another device: {name} was {old}, here it is {new}")
+    for name, old in then.versions.items():
+        new = versions().get(name)
+        if new != old:
+            notes.append(f"{name} was {old}, here it is {new or 'missing'}")
+    if manifest["data_digest"] != now.data.digest:
+        notes.append("the data are not those of the first verdict")
+    return notes
