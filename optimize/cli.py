@@ -307,7 +307,7 @@ def main() -> None:
     try:
         code = app(prog_name="optimize", standalone_mode=False)
     except TyperException as error:
-        _fail(f"{error.message if hasattr(error, 'message') else error}", EXIT_USAGE)
+        _fail(_usage(error), EXIT_USAGE)
     except InputError as error:
         _fail(str(error), EXIT_USAGE)
     except OptimizeError as error:
@@ -321,6 +321,12 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001  the last resort
         _crash(error)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage(error: TyperException) -> str:
+    """One sentence for a wrong option, with the options that come close."""
+    show = getattr(error, "format_message", None)
+    return str(show()) if show else str(error)
 
 
 def _budgets(texts: list[str] | None) -> tuple[Budget, ...]:

@@ -387,9 +387,11 @@ def versions() -> dict[str, str]:
 def _refuse_full_disk(problem: OSError, folder: Path) -> None:
     import errno
 
-    if problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    # numpy tells of a write that was cut short without an error number.
+    cut_short = problem.errno is None and "requested and" in str(problem)
+    if cut_short or problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         shutil.rmtree(folder, ignore_errors=True)
         raise InputError(
-            f"the disk is full: {problem.strerror} while writing to {folder.parent}; "
+            f"the disk is full: {problem.strerror or problem} while writing to {folder.parent}; "
             "free some space, or point TMPDIR elsewhere"
         ) from problem

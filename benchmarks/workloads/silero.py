@@ -53,6 +53,8 @@ from pathlib import Path
 
 import numpy as np
 
+NAMES = {"input": "x"}  # the ONNX file's name, the script's name
+
 
 def _samples(name, cut):
     """Yield (inputs, label) from one of the data files beside this one."""
@@ -60,11 +62,12 @@ def _samples(name, cut):
         arrays = {key: stored[key] for key in stored.files}
     labels = arrays.pop("labels")
     for index, label in enumerate(labels):
-        yield {key: np.asarray(cut(array, index)) for key, array in arrays.items()}, label
+        named = {NAMES.get(key, key): np.asarray(cut(a, index)) for key, a in arrays.items()}
+        yield named, label
 
 
 def core():
-    """Yield input [1, 576] and state [2, 1, 128] for core.jit."""
+    """Yield x [1, 576] and state [2, 1, 128] for core.jit."""
     return _samples("data_core.npz", lambda array, index: array[index])
 
 
