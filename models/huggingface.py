@@ -86,4 +86,5 @@ def _plain(model: Any) -> tuple[Any, tuple[str, ...]]:
             result = self.model(**given, return_dict=True)
             return tuple(v for v in result.values() if isinstance(v, torch.Tensor))
 
-    return Plain(), inputs
+    # An exporter restores the wrapper's mode on all of its children: it must be evaluation too.
+    return Plain().eval(), inputs
