@@ -50,7 +50,10 @@ wheel: $(VENV)/.dev ## Build the wheel through the sdist, and check what it hold
 
 .PHONY: bench
 bench: $(VENV)/.dev ## Run the benchmarks (minutes; keep the machine quiet)
-	$(BIN)/python benchmarks/verdict.py
+	$(BIN)/python -m benchmarks.verdict
+	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.noise
+	$(BIN)/python -m benchmarks.aa
 
 .PHONY: clean
 clean: ## Remove what was built

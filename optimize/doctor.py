@@ -62,7 +62,7 @@ def examine(seconds: float, say: Callable[[str], None]) -> Examination:
     timer = _timer()
     spread = _canary_spread()
     say("the same model twice, in turns")
-    one, two = _same_twice(target, seconds)
+    one, two = same_twice(target, seconds)
     blocks = [*one.blocks, *two.blocks]
     reasons: dict[str, int] = {}
     for block in blocks:
@@ -97,7 +97,8 @@ def _canary_spread() -> float:
     return samples[int(0.99 * len(samples))] / statistics.median(samples)
 
 
-def _same_twice(target: LocalTarget, seconds: float) -> tuple[Profile, Profile]:
+def same_twice(target: LocalTarget, seconds: float) -> tuple[Profile, Profile]:
+    """Time one small model in two processes in turns, for about ``seconds``."""
     limits = Limits(deadline=time.monotonic() + seconds, max_samples=10**6)
     with tempfile.TemporaryDirectory(prefix="optimize-doctor-") as name:
         folder = Path(name)
