@@ -52,6 +52,7 @@ wheel: $(VENV)/.dev ## Build the wheel through the sdist, and check what it hold
 bench: $(VENV)/.dev ## Run the benchmarks (minutes; keep the machine quiet)
 	$(BIN)/python -m benchmarks.verdict
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.decide
 	$(BIN)/python -m benchmarks.noise
 	$(BIN)/python -m benchmarks.aa
 

@@ -26,6 +26,7 @@ _STYLES = {
     "failed": "red",
     "skipped": "dim",
 }
+WATCHED = ("cpu_stall_us", "involuntary_switches", "major_faults", "steal_ticks", "throttled")
 PLAIN_EVERY_S = 10.0
 
 
@@ -127,6 +128,10 @@ def show_examination(examination: Examination, console: Console) -> None:
         ("disturbed", f"{examination.disturbed:.0%} of the blocks"),
         *(("", f"{count}x {reason}") for reason, count in examination.reasons),
     ]
+    missing = sorted(set(WATCHED) - set(examination.watched))
+    lines.append(("watched", ", ".join(examination.watched)))
+    if missing:
+        lines.append(("not watched", f"{', '.join(missing)}: this platform does not tell"))
     if examination.ratio is not None:
         bounds = f", between {low:.3f}x and {high:.3f}x" if low and high else ""
         lines.append(("same model twice", f"{examination.ratio:.3f}x{bounds} (99%)"))

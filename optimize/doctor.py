@@ -18,7 +18,7 @@ from optimize.models.data import Dataset
 from optimize.targets.base import Device, Job, Settings
 from optimize.targets.inputs import write_inputs
 from optimize.targets.local import LocalTarget
-from optimize.worker import CPU_FREQUENCY_GOVERNOR, canary
+from optimize.worker import CPU_FREQUENCY_GOVERNOR, canary, counters
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Examination:
         canary_spread: p99 over the median of a fixed piece of work.
         disturbed: share of blocks that something disturbed.
         reasons: what disturbed them, and how often.
+        watched: counters that this platform has; what else could be watched is left out.
         ratio, ratio_low, ratio_high: the same model against itself, timed in turns.
         advice: what to change.
     """
@@ -42,6 +43,7 @@ class Examination:
     canary_spread: float
     disturbed: float
     reasons: tuple[tuple[str, int], ...]
+    watched: tuple[str, ...]
     ratio: float | None
     ratio_low: float | None
     ratio_high: float | None
@@ -79,6 +81,7 @@ def examine(seconds: float, say: Callable[[str], None]) -> Examination:
         canary_spread=spread,
         disturbed=disturbed,
         reasons=tuple(sorted(reasons.items(), key=lambda item: -item[1])),
+        watched=tuple(sorted(counters())),
         ratio=ratio,
         ratio_low=low,
         ratio_high=high,

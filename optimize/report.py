@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from optimize.budgets.accuracy import Accuracy
-from optimize.budgets.budget import Budget, Floor
+from optimize.budgets.budget import PERCENTILES, Budget, Floor
 from optimize.budgets.profile import Profile, percentile_bounds
 from optimize.budgets.verdict import Status
 from optimize.errors import InputError
@@ -28,7 +28,9 @@ EXIT_INTERNAL, EXIT_INTERRUPTED = 70, 130
 class LatencyReport:
     """Percentiles of all timed calls, in milliseconds.
 
-    The bounds are one-sided, each at the run's confidence; None where there are too few samples.
+    ``bounds_ms`` holds a lower and an upper bound of every percentile, each one-sided at the run's
+    confidence (``p99_lower_ms`` and ``p99_upper_ms`` repeat the p99's); None where there are too
+    few samples.
     ``clean_samples`` were timed while nothing disturbed the machine. ``parts`` decompose a call
     into pre, input_transfer, compute, output_transfer, post and rest.
     """
@@ -38,8 +40,6 @@ class LatencyReport:
     p95_ms: float
     p99_ms: float
     p999_ms: float
-    p50_lower_ms: float | None
-    p50_upper_ms: float | None
     p99_lower_ms: float | None
     p99_upper_ms: float | None
     samples: int
@@ -50,29 +50,25 @@ class LatencyReport:
     warmup_calls: int
     steady: bool
     peak_memory_bytes: int | None = None
+    bounds_ms: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
     parts: dict[str, PartReport] = field(default_factory=dict)
 
     @classmethod
     def of(cls, profile: Profile, confidence: float) -> LatencyReport:
         """Summarize a profile that has samples."""
-        ms = {p: profile.percentile_ns(p) / 1e6 for p in (0.5, 0.9, 0.95, 0.99, 0.999)}
+        ms = {name: profile.percentile_ns(p) / 1e6 for name, p in PERCENTILES.items()}
         bounds = {
-            p: [
-                b if b is None else b / 1e6
-                for b in percentile_bounds(profile.samples_ns, p, confidence)
-            ]
-            for p in (0.5, 0.99)
+            name: _in_ms(percentile_bounds(profile.samples_ns, p, confidence))
+            for name, p in PERCENTILES.items()
         }
         return cls(
-            p50_ms=ms[0.5],
-            p90_ms=ms[0.9],
-            p95_ms=ms[0.95],
-            p99_ms=ms[0.99],
-            p999_ms=ms[0.999],
-            p50_lower_ms=bounds[0.5][0],
-            p50_upper_ms=bounds[0.5][1],
-            p99_lower_ms=bounds[0.99][0],
-            p99_upper_ms=bounds[0.99][1],
+            p50_ms=ms["p50"],
+            p90_ms=ms["p90"],
+            p95_ms=ms["p95"],
+            p99_ms=ms["p99"],
+            p999_ms=ms["p99.9"],
+            p99_lower_ms=bounds["p99"][0],
+            p99_upper_ms=bounds["p99"][1],
             samples=profile.samples_ns.size,
             clean_samples=profile.clean_ns.size,
             processes=len({block.process for block in profile.blocks}),
@@ -81,8 +77,14 @@ class LatencyReport:
             warmup_calls=profile.warmup_calls,
             steady=profile.steady,
             peak_memory_bytes=profile.peak_bytes,
+            bounds_ms=bounds,
             parts=_parts(profile),
         )
+
+
+def _in_ms(bounds: tuple[float | None, float | None]) -> tuple[float | None, float | None]:
+    lower, upper = (None if bound is None else bound / 1e6 for bound in bounds)
+    return lower, upper
 
 
 def _parts(profile: Profile) -> dict[str, PartReport]:

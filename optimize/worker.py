@@ -295,7 +295,7 @@ class Worker:
         while led < 2 or clock() < until:
             self._call(feed)
             led += 1
-        begun, before, fixed_work = clock(), _counters(), [canary()]
+        begun, before, fixed_work = clock(), counters(), [canary()]
         for i, index in enumerate(order):
             feed = feed_of(index)
             start = clock()
@@ -303,7 +303,9 @@ class Worker:
             samples[i] = clock() - start
             del outputs  # freed outside of the timed part
         fixed_work.append(canary())
-        after = _counters()
+        after = counters()
+        if samples.min() < 0:
+            raise RuntimeError("the clock went backwards during a call")
         return {
             "samples": _encoded(samples),
             "parts": {} if plain else _parts(marks),
@@ -461,28 +463,28 @@ def canary() -> int:
     return time.perf_counter_ns() - start
 
 
-def _counters() -> dict[str, int]:
+def counters() -> dict[str, int]:
     """Running totals of what disturbs a measurement; what a platform lacks is left out."""
-    counters: dict[str, int] = {}
+    totals: dict[str, int] = {}
     try:
         import resource
 
         usage = resource.getrusage(resource.RUSAGE_SELF)
-        counters["involuntary_switches"] = usage.ru_nivcsw
-        counters["major_faults"] = usage.ru_majflt
+        totals["involuntary_switches"] = usage.ru_nivcsw
+        totals["major_faults"] = usage.ru_majflt
     except ImportError:
         pass
     with contextlib.suppress(OSError, ValueError, IndexError):
-        counters["steal_ticks"] = int(Path("/proc/stat").read_text().split("\n", 1)[0].split()[8])
+        totals["steal_ticks"] = int(Path("/proc/stat").read_text().split("\n", 1)[0].split()[8])
     with contextlib.suppress(OSError, ValueError):
         some = Path("/proc/pressure/cpu").read_text().split("\n", 1)[0]
-        counters["cpu_stall_us"] = int(some.rpartition("total=")[2])
+        totals["cpu_stall_us"] = int(some.rpartition("total=")[2])
     for path in ("/sys/fs/cgroup/cpu.stat", "/sys/fs/cgroup/cpu/cpu.stat"):
         with contextlib.suppress(OSError, ValueError):
             stats = dict(line.split() for line in Path(path).read_text().splitlines())
-            counters["throttled"] = int(stats["nr_throttled"]) if "nr_throttled" in stats else 0
+            totals["throttled"] = int(stats["nr_throttled"]) if "nr_throttled" in stats else 0
             break
-    return counters
+    return totals
 
 
 def _cpuinfo() -> dict[str, str]:
