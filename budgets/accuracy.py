@@ -55,10 +55,16 @@ class Scores:
         values: list[float] = []
         start = time.monotonic()
         while len(values) < RESAMPLES:
-            values.append(self.reduce(self.rows[rng.integers(0, count, count)]))
+            values.append(self._resample(rng.integers(0, count, count)))
             if len(values) >= FEWEST_RESAMPLES and time.monotonic() - start > RESAMPLE_S:
                 break
         return np.array(values, np.float64)
+
+    def _resample(self, index: Array) -> float:
+        try:
+            return self.reduce(self.rows[index])
+        except InputError:
+            return math.nan  # such as a ranking of one class only; the others make the interval
 
     @property
     def binary(self) -> bool:
@@ -210,7 +216,7 @@ def _top(k: int) -> Callable[[Outputs, Array | None, Outputs], Scores]:
         rows = []
         for logits, label in _labelled(outputs, labels):
             classes = _classes_last(logits, label)
-            best = np.argsort(-classes, axis=-1, kind="stable")[..., :k]
+            best = np.argsort(-classes.astype(np.float64), axis=-1, kind="stable")[..., :k]
             rows.append(np.mean(np.any(best == label[..., None], axis=-1)))
         return Scores(np.array(rows, np.float64), _mean)
 
@@ -271,8 +277,10 @@ def _similarity(a: Array, b: Array) -> float:
     x, y = a.astype(np.float64).reshape(-1), b.astype(np.float64).reshape(-1)
     if np.array_equal(x, y):
         return 1.0
+    masked = np.isinf(x) & (x == y)  # attention masks put infinities into both alike
+    x, y = np.where(masked, 0.0, x), np.where(masked, 0.0, y)
     scale = float(np.linalg.norm(x) * np.linalg.norm(y))
-    return float(x @ y) / scale if scale > 0 else 0.0
+    return float(x @ y) / scale if scale != 0 else 0.0  # NaN stays NaN, and is refused later
 
 
 def _labelled(outputs: Outputs, labels: Array | None) -> list[tuple[Array, Array]]:
@@ -343,6 +351,10 @@ def _exact(variant: Array, source: Array, confidence: float) -> tuple[Interval, 
 def _bootstrap(variant: Scores, source: Scores, confidence: float) -> tuple[Interval, Interval]:
     count = min(variant.resampled.size, source.resampled.size)
     values, sources = variant.resampled[:count], source.resampled[:count]
+    usable = np.isfinite(values) & np.isfinite(sources)
+    if np.count_nonzero(usable) < min(count, FEWEST_RESAMPLES) / 2:
+        raise InputError("the metric is no number on most resamples, hence has no interval")
+    values, sources = values[usable], sources[usable]
     ends = [(1 - confidence) / 2, (1 + confidence) / 2]
     low, high = np.quantile(values, ends)
     change_low, change_high = np.quantile(values - sources, ends)

@@ -16,6 +16,8 @@ PERCENTILES: dict[str, float] = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.9
 TIME_UNITS: dict[str, int] = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}
 SIZE_UNITS: dict[str, int] = {"kB": 10**3, "MB": 10**6, "GB": 10**9}
 
+_MOST = Decimal(10) ** 15
+
 _BUDGET = re.compile(r"\s*([A-Za-z][\w.]*)\s*<?=\s*([^\s\d.]*[\d.]+(?:[eE][-+]?\d+)?)\s*(\S*)\s*")
 _FLOOR = re.compile(r"\s*([A-Za-z_]\w*)\s*=\s*([^\s%]+)\s*(%?)\s*")
 
@@ -55,7 +57,8 @@ class Budget:
             )
         limit = int(_positive(number, f"budget {text!r}") * units[unit])
         if limit < 1:
-            raise InputError(f"budget {text!r} is below the smallest unit, 1 {next(iter(units))}")
+            least = "1 ns" if units is TIME_UNITS else "1 byte"
+            raise InputError(f"budget {text!r} is below the smallest limit, {least}")
         return cls(name, limit)  # type: ignore[arg-type]  # _units has checked the name
 
     @property
@@ -106,12 +109,11 @@ class Floor:
             raise InputError(f"floor {text!r} is not of the form NAME=NUMBER; {example}")
         name, number, percent = match.groups()
         try:
-            value = float(number)
-        except ValueError:
+            value = float(Decimal(number) / 100 if percent else Decimal(number))
+        except (ArithmeticError, ValueError):
             raise InputError(f"floor {text!r}: {number!r} is not a number; {example}") from None
         if not math.isfinite(value):
             raise InputError(f"floor {text!r} is not finite; {example}")
-        value = value / 100 if percent else value
         if name != "drop":
             return cls("absolute", value, name)
         if value < 0:
@@ -157,6 +159,8 @@ def _positive(number: str, where: str) -> Decimal:
         raise InputError(f"{where}: {number!r} is not a number") from None
     if not value.is_finite() or value <= 0:
         raise InputError(f"{where} is not positive; a limit is greater than zero")
+    if value > _MOST:
+        raise InputError(f"{where} is beyond all measure; the most is {_MOST:.0e}")
     return value
 
 

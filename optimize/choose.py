@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from optimize.budgets.budget import Budget, Floor
-from optimize.report import VariantReport
+from optimize.report import AccuracyReport, VariantReport
 
 Objective = Literal["latency", "accuracy", "size"]
 # Medians timed in turns that are closer than this are not told apart on an ordinary machine.
@@ -80,9 +80,8 @@ def _lacks(
             )
     accuracy = variant.accuracy
     if variant.status == "inaccurate" and accuracy and floor:
-        worse = abs(accuracy.change) or 1e-12
-        allowed = floor.value if floor.kind != "absolute" else 0.0
-        factor = 1 + abs(worse - allowed) / max(abs(accuracy.source_value), 1e-12)
+        limit = _floor_value(accuracy, floor)
+        factor = 1 + abs(accuracy.value - limit) / max(abs(limit), 1e-12)
         lacks.append(
             (
                 factor,
@@ -95,11 +94,22 @@ def _lacks(
     return lacks
 
 
+def _floor_value(accuracy: AccuracyReport, floor: Floor) -> float:
+    """The value of the metric that a variant which misses the floor would have to reach."""
+    if floor.kind == "absolute":
+        return floor.value
+    drop = floor.value * (abs(accuracy.source_value) if floor.kind == "relative" else 1.0)
+    return accuracy.source_value + (drop if accuracy.change > 0 else -drop)
+
+
 def _measured(variant: VariantReport, budget: Budget) -> float | None:
-    if budget.tail is None:
+    if budget.quantity == "size":
         return float(variant.size_bytes) if variant.size_bytes else None
     if variant.latency is None:
         return None
+    if budget.quantity == "memory":
+        peak = variant.latency.peak_memory_bytes
+        return None if peak is None else float(peak)
     name = {"p99.9": "p999_ms"}.get(budget.quantity, f"{budget.quantity}_ms")
     return float(getattr(variant.latency, name)) * 1e6
 
@@ -119,4 +129,4 @@ def _lower(variant: VariantReport) -> float:
 
 def _upper(variant: VariantReport) -> float:
     bound = variant.latency.p99_upper_ms if variant.latency else None
-    return _tail(variant) if bound is None else bound
+    return float("inf") if bound is None else bound

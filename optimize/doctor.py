@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 import tempfile
 import time
@@ -69,7 +70,7 @@ def examine(seconds: float, say: Callable[[str], None]) -> Examination:
     reasons: dict[str, int] = {}
     for block in blocks:
         if block.disturbance:
-            kind = "".join(c for c in block.disturbance if not c.isdigit() and c not in ".%")
+            kind = re.split(r"\s*\d", block.disturbance)[0]  # without its figures
             reasons[kind] = reasons.get(kind, 0) + 1
     disturbed = sum(reasons.values()) / max(1, len(blocks))
     device = target.device()

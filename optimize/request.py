@@ -14,8 +14,10 @@ from optimize.models.model import TensorSpec
 from optimize.passes.chain import Chain
 
 DEFAULT_TIME_LIMIT_S = 600.0
-_INPUT = re.compile(r"([^=\s]+)=([\w?]+(?:x[\w?]+)*|scalar):(\w+)")
+_AXIS = r"(?:[0-9]+|\?|[A-Za-wyz_][A-Za-wyz_0-9]*)"
+_INPUT = re.compile(rf"([^=\s]+)=({_AXIS}(?:x{_AXIS})*|scalar):(\w+)")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)")
+_LONGEST_S = 1e9
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -94,6 +96,10 @@ class Request:
         ):
             if value is not None and value < 1:
                 raise InputError(f"{option} {value} is not at least 1")
+        if self.time_limit_s is not None and not self.time_limit_s > 0:
+            raise InputError(f"--time-limit {self.time_limit_s:g} s is not positive")
+        if self.seed < 0:
+            raise InputError(f"--seed {self.seed} is negative")
         if self.objective not in ("latency", "accuracy", "size"):
             raise InputError(f"--objective {self.objective} is none of latency, accuracy, size")
         if self.calibration and not self.data:
@@ -128,7 +134,9 @@ def parse_input(text: str) -> TensorSpec:
     try:
         kind = np.dtype(dtype)
     except TypeError:
-        raise InputError(f"--input {text!r}: {dtype!r} is no element type; {example}") from None
+        kind = np.dtype(object)
+    if kind.kind not in "biuf":
+        raise InputError(f"--input {text!r}: {dtype!r} is no element type; {example}")
     shape: tuple[int | str | None, ...] = ()
     if axes != "scalar":
         shape = tuple(int(a) if a.isdigit() else None if a == "?" else a for a in axes.split("x"))
@@ -152,7 +160,7 @@ def parse_duration(text: str) -> float | None:
     if text.strip() == "none":
         return None
     match = _DURATION.fullmatch(text.strip())
-    if match is None or float(match.group(1)) <= 0:
+    if match is None or not 0 < float(match.group(1)) < _LONGEST_S:
         raise InputError(
             f"--time-limit {text!r} is no duration; write for example 90s, 10m or none"
         )

@@ -76,7 +76,11 @@ def options(cls: type[Pass]) -> tuple[Option, ...]:
     """The options of a pass class, in order."""
     hints = get_type_hints(cls)
     return tuple(
-        Option(field.name, _type_text(hints[field.name]), str(field.default).lower())
+        Option(
+            field.name,
+            _type_text(hints[field.name]),
+            "required" if field.default is MISSING else str(field.default).lower(),
+        )
         for field in fields(cls)
     )
 

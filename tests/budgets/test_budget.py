@@ -52,7 +52,7 @@ def test_units(text: str, limit: int) -> None:
         ("p99", "p99=20ms"),
         ("", "p99=20ms"),
         ("p99=1.2.3ms", "not a number"),
-        ("p99=0.1ns", "smallest unit"),
+        ("p99=0.1ns", "smallest limit"),
         ("p99=nanms", "form"),
     ],
 )
