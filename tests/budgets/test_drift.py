@@ -1,0 +1,39 @@
+"""What drift far below the limit, and other percentiles, do to a verdict."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from optimize.budgets.sequential import TailTest, variance_inflation
+
+
+def test_other_percentiles_have_their_own_tail() -> None:
+    assert not TailTest(0.001, 0.01, 0.05).accepts(4000, 0)
+    assert TailTest(0.001, 0.01, 0.05).accepts(5500, 0)
+    assert TailTest(0.5, 0.01, 0.05).accepts(30, 0)
+    assert TailTest(0.5, 0.01, 0.05).rejects(30, 30)
+
+
+def autocorrelated(phi: float, count: int) -> np.ndarray:
+    rng = np.random.default_rng(3)
+    values = np.empty(count)
+    state = 0.0
+    for i, step in enumerate(rng.standard_normal(count) * math.sqrt(1 - phi * phi)):
+        state = phi * state + step
+        values[i] = state
+    return (1e6 * np.exp(0.2 * values)).astype(np.int64)
+
+
+def test_drift_far_below_the_limit_counts_little() -> None:
+    samples = autocorrelated(0.99, 4000)
+    assert variance_inflation(samples) > 10
+    assert variance_inflation(samples, limit=1e8) == 5
+    assert variance_inflation(samples, limit=1.5e6) == variance_inflation(samples)
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 20])
+def test_few_or_equal_samples_have_no_inflation(count: int) -> None:
+    assert variance_inflation(np.full(count, 7, np.int64)) == 1.0
