@@ -134,7 +134,8 @@ def _weigh(
     ) or (_hopeless(profile.samples_ns, budget) and test.rejects(calls, over, inflation)):
         decision = "reject"
     more = test.calls_to_accept(calls, over, tempering) if decision == "undecided" else None
-    noisy = decision == "undecided" and test.rejects(calls, over, inflation)
+    disturbed = decision == "undecided" and clean_calls < calls
+    noisy = disturbed and test.rejects(calls, over, inflation)
     return TailEvidence(budget, decision, calls, over, clean_calls, clean_over, more, noisy)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optimize.budgets.profile import Block, Profile
-from optimize.budgets.verdict import Requirement, weigh
+from optimize.budgets.verdict import HOPELESS_CALLS, Requirement, weigh
 from optimize.errors import WorkerError
 from optimize.models.data import Array
 from optimize.targets.base import Job, Target, Worker
@@ -286,7 +286,9 @@ def _open(contender: Contender, requirement: Requirement) -> bool:
     if any(item.decision == "reject" for item in evidence):
         return False
     samples = profile.samples_ns
-    given_up = samples.size >= NOISY_CALLS or int(samples.sum()) >= NOISY_NS
+    given_up = samples.size >= NOISY_CALLS or (
+        samples.size >= HOPELESS_CALLS and int(samples.sum()) >= NOISY_NS
+    )
     if given_up and any(item.noisy for item in evidence):
         return False
     spread = len(profile.blocks) >= max(MIN_BLOCKS, 2 * len(contender.workers))

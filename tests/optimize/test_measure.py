@@ -153,7 +153,9 @@ class Race:
         return weigh(self[name].profile, requirement)[0].decision
 
 
-def race(tmp_path: Path, *, reference: str | None = None, processes: int = 1, **scripts: Any) -> Race:
+def race(
+    tmp_path: Path, *, reference: str | None = None, processes: int = 1, **scripts: Any
+) -> Race:
     target = FakeTarget(**scripts)
     contenders = []
     for name in scripts:
@@ -273,7 +275,10 @@ def test_blocks_are_short_and_never_empty(tmp_path: Path) -> None:
 
 def test_a_crash_costs_the_crashing_contender_only(tmp_path: Path) -> None:
     found = race(
-        tmp_path, good=lognormal(5), bad={"latencies": lognormal(5), "dies_at": 3}, other=lognormal(6)
+        tmp_path,
+        good=lognormal(5),
+        bad={"latencies": lognormal(5), "dies_at": 3},
+        other=lognormal(6),
     )
     found.run(need())
     assert found["bad"].error == "the worker was ended by SIGSEGV"
