@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -304,6 +305,8 @@ def passes_command() -> None:
 
 def main() -> None:
     """Run the command line and exit; every error of the user's is one sentence on stderr."""
+    # A build system's SIGTERM is an interruption like Ctrl-C: report what is finished, leave clean.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = app(prog_name="optimize", standalone_mode=False)
     except TyperException as error:
