@@ -27,7 +27,8 @@ class Fold(Pass):
         # Old models list their weights among the inputs, as defaults that a caller could override;
         # the signature does not count them, so they are constants.
         common.RemoveInitializersFromInputsPass()(graph)
-        optimizer.optimize_ir(graph, should_fold=_should_fold)
+        if not model.count(*_SEQUENCES):
+            optimizer.optimize_ir(graph, should_fold=_should_fold)
         for clean in (
             common.LiftConstantsToInitializersPass(lift_all_constants=False),
             common.CommonSubexpressionEliminationPass(),
@@ -40,6 +41,17 @@ class Fold(Pass):
             return PassResult(model, False, ("nothing to fold",))
         removed = -sum(changes.values())
         return PassResult(result, True, (f"{removed} fewer nodes",))
+
+
+# What onnxscript makes of sequences does not load in onnxruntime; the other clean-ups are safe.
+_SEQUENCES = (
+    "SplitToSequence",
+    "ConcatFromSequence",
+    "SequenceConstruct",
+    "SequenceAt",
+    "SequenceInsert",
+    "SequenceErase",
+)
 
 
 def _should_fold(node: Any) -> bool | None:
