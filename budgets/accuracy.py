@@ -214,8 +214,7 @@ def _per_sample(whole: Scores) -> Scores | None:
 def _top(k: int) -> Callable[[Outputs, Array | None, Outputs], Scores]:
     def score(outputs: Outputs, labels: Array | None, reference: Outputs) -> Scores:
         rows = []
-        for logits, label in _labelled(outputs, labels):
-            classes = _classes_last(logits, label)
+        for classes, label in _classes(outputs, labels):
             best = np.argsort(-classes.astype(np.float64), axis=-1, kind="stable")[..., :k]
             rows.append(np.mean(np.any(best == label[..., None], axis=-1)))
         return Scores(np.array(rows, np.float64), _mean)
@@ -225,8 +224,8 @@ def _top(k: int) -> Callable[[Outputs, Array | None, Outputs], Scores]:
 
 def _f1(outputs: Outputs, labels: Array | None, reference: Outputs) -> Scores:
     rows = []
-    for logits, label in _labelled(outputs, labels):
-        guess = _classes_last(logits, label).argmax(-1)
+    for classes, label in _classes(outputs, labels):
+        guess = classes.argmax(-1)
         rows.append(np.stack([guess.reshape(-1), label.reshape(-1)], axis=-1))
     if len({row.shape for row in rows}) > 1:
         raise InputError("metric f1 needs the same number of labels in every sample")
@@ -288,6 +287,25 @@ def _labelled(outputs: Outputs, labels: Array | None) -> list[tuple[Array, Array
         raise InputError("the metric needs labels, and the data has none")
     first = next(iter(outputs.values()))
     return list(zip(map(np.asarray, first), map(np.asarray, labels), strict=True))
+
+
+def _classes(outputs: Outputs, labels: Array | None) -> list[tuple[Array, Array]]:
+    """Pair scores, with the classes last, with labels that are whole numbers among them.
+
+    Raises:
+        InputError: a label is no class, which would make every model equally wrong.
+    """
+    pairs = []
+    for logits, label in _labelled(outputs, labels):
+        if label.dtype.kind not in "biuf" or not np.array_equal(label, np.rint(label)):
+            raise InputError(f"the metric needs labels that are class numbers, not {label!r:.40}")
+        scores = _classes_last(logits, label)
+        if label.min(initial=0) < 0 or label.max(initial=0) >= scores.shape[-1]:
+            raise InputError(
+                f"label {label.max(initial=0)} is none of the {scores.shape[-1]} classes scored"
+            )
+        pairs.append((scores, label))
+    return pairs
 
 
 def _classes_last(logits: Array, label: Array) -> Array:

@@ -118,6 +118,8 @@ class Floor:
             return cls("absolute", value, name)
         if value < 0:
             raise InputError(f"floor {text!r} is negative; a drop is zero or more")
+        if percent and value >= 1:
+            raise InputError(f"floor {text!r} lets everything pass; a drop is below 100%")
         return cls("relative" if percent else "drop", value)
 
     def __str__(self) -> str:

@@ -81,7 +81,8 @@ class TailEvidence:
         if self.decision != "undecided":
             return rate
         if self.clean_over < self.over and self.clean_calls < self.calls:
-            rate += f", {self.clean_over} of {self.clean_calls} while the machine was quiet"
+            quiet = f"{self.clean_over} of {self.clean_calls} while the machine was quiet"
+            rate += f", {quiet}" if self.clean_calls else ", and the machine was never quiet"
         if self.noisy:
             return f"{rate}; the machine is too noisy to tell whose fault that is"
         if self.more_calls is None:

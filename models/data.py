@@ -89,7 +89,9 @@ def read_data(where: str, purpose: str = "--data") -> Dataset:
     if not arrays:
         raise InputError(f"{purpose} {where} holds no array but labels; name one for each input")
     lengths = {name: len(a) if a.ndim else 0 for name, a in arrays.items()}
-    if len(set(lengths.values())) > 1 or 0 in lengths.values():
+    if set(lengths.values()) == {0}:
+        raise InputError(f"{purpose} {where} holds no samples")
+    if len(set(lengths.values())) > 1:
         shown = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise InputError(
             f"{purpose} {where}: the arrays hold different numbers of samples: {shown}"
@@ -223,7 +225,8 @@ def _draw(spec: TensorSpec, rng: np.random.Generator) -> Array:
     raise InputError(f"no inputs can be made up for {spec}; give --data")
 
 
-def _fit(array: Array, spec: TensorSpec, origin: str, purpose: str) -> Array:
+def _fit(value: Array, spec: TensorSpec, origin: str, purpose: str) -> Array:
+    array = np.asarray(value)  # a sample of a one-axis array is a scalar
     if spec.dtype not in (array.dtype.name, "unknown") and not (
         spec.dtype == "str" and array.dtype.kind in "UT"
     ):
@@ -247,13 +250,18 @@ def _fit(array: Array, spec: TensorSpec, origin: str, purpose: str) -> Array:
 
 def _read_npz(path: Path, purpose: str) -> dict[str, Array]:
     try:
+        if not zipfile.is_zipfile(path):
+            alone = path.open("rb").read(6) == b"\x93NUMPY"
+            why = "is a single array; write an .npz" if alone else "is no readable .npz"
+            raise InputError(f"{purpose} {path} {why}")
         with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise InputError(f"{purpose} {path} is a single array; write an .npz")
-            return {name: archive[name] for name in archive.files}
+            arrays = {name: archive[name] for name in archive.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         why = "holds pickled objects" if "allow_pickle" in str(error) else "is no readable .npz"
         raise InputError(f"{purpose} {path} {why}") from error
+    if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+        raise InputError(f"{purpose} {path} is a zip archive of something else than arrays")
+    return arrays
 
 
 def _from_folder(path: Path, purpose: str) -> Dataset:
@@ -276,7 +284,7 @@ def _from_function(reference: str, purpose: str) -> Dataset:
             labels.append(None if label is None else np.asarray(label))
     except InputError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(
             f"{purpose} {reference} must yield (inputs, label): {first_cause(error)}"
         ) from error

@@ -117,7 +117,7 @@ _QUANTIZED = frozenset(
     (
         "QuantizeLinear DequantizeLinear DynamicQuantizeLinear QLinearConv QLinearMatMul QGemm "
         "ConvInteger MatMulInteger DynamicQuantizeMatMul MatMulIntegerToFloat QAttention "
-        "MatMulNBits"
+        "MatMulNBits DynamicQuantizeLSTM"
     ).split()
 )
 

@@ -50,7 +50,7 @@ def call(function: Callable[..., Any], what: str, *args: Any) -> Any:
     """
     try:
         return function(*args)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # an exit would end the run as if it had succeeded
         raise InputError(f"{what} raised {first_cause(error)}") from error
 
 
@@ -69,7 +69,7 @@ def _module(path: Path, purpose: str) -> Any:
     sys.path.insert(0, str(path.parent))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if known is None:
             del sys.modules[name]
         raise InputError(f"{purpose}: {path.name} raised {first_cause(error)}") from error

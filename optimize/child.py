@@ -145,7 +145,7 @@ def _answer(function: Callable[..., Any], args: Any, kwargs: Any) -> bytes:
         return pickle.dumps(("returned", function(*args, **kwargs), ""))
     except OptimizeError as error:
         return pickle.dumps((type(error).__name__, str(error), traceback.format_exc()))
-    except Exception as error:  # noqa: BLE001  the parent decides
+    except BaseException as error:  # noqa: BLE001  the parent decides, also on an exit
         return pickle.dumps(("unknown", first_cause(error), traceback.format_exc()))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -49,7 +50,10 @@ Data = Annotated[
 ]
 MetricName = Annotated[
     str | None,
-    typer.Option("--metric", help="top1, top5, f1, mae, rmse, cosine or file.py:function."),
+    typer.Option(
+        "--metric",
+        help="top1, top5, f1, mae, rmse, cosine, or file.py:function (higher is better).",
+    ),
 ]
 Threads = Annotated[
     int | None,
@@ -86,7 +90,8 @@ TrustPickle = Annotated[
     bool, typer.Option("--trust-pickle", help="Let a pickled model run its code.")
 ]
 Out = Annotated[
-    str | None, typer.Option("--out", help="Result folder.  [default: MODEL.optimized]")
+    str | None,
+    typer.Option("--out", help="Result folder.  [default: MODEL.optimized; profile: none]"),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="For shares and order.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON and nothing else.")]
@@ -283,6 +288,9 @@ def doctor_command(
     from optimize.console import show_examination
     from optimize.doctor import examine
 
+    if not 0 < seconds < 3600:
+        raise InputError(f"--seconds {seconds:g} is not between 0 and 3600")
+
     examination = examine(seconds, _say)
     show_examination(examination, _console())
 
@@ -328,6 +336,8 @@ def main() -> None:
 
 def _usage(error: TyperException) -> str:
     """One sentence for a wrong option, with the options that come close."""
+    if len(sys.argv) == 1:
+        return "no model is given; see optimize --help"
     show = getattr(error, "format_message", None)
     return str(show()) if show else str(error)
 
@@ -355,7 +365,9 @@ def _observed(work: Callable[[Observer | None], Result], silent: bool, verbose: 
     from optimize.console import Bar, Lines
 
     if silent:
-        return work(None)
+        # A metric or a data function that prints must not spoil what a program reads from us.
+        with contextlib.redirect_stdout(sys.stderr):
+            return work(None)
     console = Console(stderr=True)
     observer = Bar(console) if console.is_terminal and not verbose else Lines(console, verbose)
     try:

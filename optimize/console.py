@@ -154,8 +154,8 @@ def answer(result: Result) -> str:
         written = f" Written to {result.model}" if result.model else ""
         ratio = _ratio(best.speedup) if best.speedup else ""
         return (
-            f"Kept: {best.chain}{ratio}, within {limits}{floor} "
-            f"at {report.settings.confidence:.0%} confidence.{written}"
+            f"Kept: {best.chain}{ratio}, within {limits} at {report.settings.confidence:.0%} "
+            f"confidence{_accuracy_words(best, report)}.{written}"
         )
     miss = f" Nearest miss: {report.nearest_miss}." if report.nearest_miss else ""
     what = {
@@ -165,6 +165,14 @@ def answer(result: Result) -> str:
     }.get(report.exit_code, "None kept: no variant meets")
     report_at = f" Report in {result.folder}" if result.folder else ""
     return f"{what} {limits}{floor}.{miss}{report_at}"
+
+
+def _accuracy_words(best: VariantReport, report: Report) -> str:
+    """Say how the floor was judged, and whether the interval reaches below it."""
+    if best.accuracy is None or report.floor is None:
+        return ""
+    how = "the interval's worse end" if report.settings.strict_floor else "point estimate"
+    return f"; floor {report.floor.text} holds by {how} on {best.accuracy.samples} samples"
 
 
 def _ratio(speedup: float) -> str:

@@ -52,7 +52,10 @@ def first_cause(error: BaseException, limit: int = 300) -> str:
     """
     while error.__cause__ is not None:
         error = error.__cause__
-    text = " ".join(str(error).split())
+    lines = str(error).strip().splitlines()
+    if lines and "TorchScript" in lines[0]:
+        lines = lines[-1:]  # a traceback through the script comes first, what failed last
+    text = " ".join(" ".join(lines).split())
     if not isinstance(error, OptimizeError):
         name = type(error).__name__
         text = f"{name}: {text}" if text else name

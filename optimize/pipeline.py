@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tempfile
@@ -19,8 +20,9 @@ from optimize.child import Child, ChildDied
 from optimize.choose import nearest_miss
 from optimize.errors import InputError, PassFailed, first_cause
 from optimize.measure import Limits
-from optimize.models.model import Model
+from optimize.models.model import FILE_NAME, Model
 from optimize.models.source import Source, detect
+from optimize.models.usercode import is_reference
 from optimize.passes.base import Context, Pass, PassResult
 from optimize.passes.chain import Chain
 from optimize.plan import built_in
@@ -118,23 +120,27 @@ def run(request: Request, observer: Observer | None = None, target: Target | Non
     settings = Settings(threads=request.threads or device.granted_cores)
     folder = Path(tempfile.mkdtemp(prefix="optimize-"))
     state = _Run(request, target, device, settings, folder, time.monotonic())
-    error: BaseException | None = None
+    try:
+        return _finish(state, _attempt(state, folder, observer))
+    finally:
+        state.child.close()
+        if state.screening:
+            state.screening.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _attempt(state: _Run, folder: Path, observer: Observer) -> BaseException | None:
+    """Go through all stages; what cuts them short is returned, bad input is raised."""
     try:
         _stages(state, folder, observer)
     except InputError:
         raise
     except OSError as problem:
         _refuse_full_disk(problem, folder)
-        error = problem
-    except (Exception, KeyboardInterrupt) as problem:  # noqa: BLE001  reported
-        error = problem
-    try:
-        return _finish(state, error)
-    finally:
-        state.child.close()
-        if state.screening:
-            state.screening.close()
-        shutil.rmtree(folder, ignore_errors=True)
+        return problem
+    except BaseException as problem:  # noqa: BLE001  reported, whatever it was
+        return problem
+    return None
 
 
 def _stages(state: _Run, folder: Path, observer: Observer) -> None:
@@ -195,19 +201,28 @@ def _as_they_are(state: _Run, folder: Path, observer: Observer) -> list[Variant]
     """Take every model that the request names as a variant, the first as the reference."""
     prepared, request = state.prepared, state.request
     assert prepared is not None  # set just before
-    variants = [Variant(Chain(), prepared.exported.model, label=request.model.name)]
+    labels = _labels(request)
+    variants = [Variant(Chain(), prepared.exported.model, label=labels[0])]
     for number, path in enumerate(request.rivals):
         observer.step(number, str(path))
         own = folder / f"rival-{number}"
         own.mkdir()
         exported = load_rival(request, path, prepared, own, state.child)
-        label = path.name
-        if label in {variant.name for variant in variants}:
-            label = str(path)
-        variants.append(Variant(Chain(), exported, label=label))
+        variants.append(Variant(Chain(), exported, label=labels[number + 1]))
     state.order = [variant.name for variant in variants]
     state.artefacts = {v.name: v.model for v in variants if v.model is not None}
     return variants
+
+
+def _labels(request: Request) -> list[str]:
+    """Names of models that are judged as they are: file names, numbered where they repeat."""
+    names = list(request.labels) or [path.name for path in (request.model, *request.rivals)]
+    seen: dict[str, int] = {}
+    for index, name in enumerate(names):
+        seen[name] = seen.get(name, 0) + 1
+        if seen[name] > 1:
+            names[index] = f"{name} ({seen[name]})"
+    return names
 
 
 def _run_pass(child: Child, step: Pass, model: Model, context: Context) -> PassResult:
@@ -242,8 +257,14 @@ def _finish(state: _Run, error: BaseException | None) -> Result:
     folder = state.request.folder
     if folder is None:
         return Result(report, None, None, error)
-    manifest = _manifest(state, report, artefact)
-    extra = {"error.txt": "".join(traceback.format_exception(error))} if error else {}
+    if error is not None and (folder / FILE_NAME).is_file():
+        # An earlier verdict stands; what came of this run lies beside it.
+        folder = folder.with_name(f"{folder.name}.interrupted")
+        output.check_writable(folder)
+    manifest = _manifest(state, report, artefact, folder)
+    extra = {}
+    if error is not None and not isinstance(error, KeyboardInterrupt):
+        extra["error.txt"] = "".join(traceback.format_exception(error))
     path = output.write(folder, report.to_json(), manifest, artefact, extra)
     return Result(report, folder, path, error)
 
@@ -270,6 +291,7 @@ def _report(state: _Run, error: BaseException | None) -> Report:
             threads=state.settings.threads,
             seed=request.seed,
             time_limit_s=request.time_limit_s,
+            strict_floor=request.strict_floor,
         ),
         budgets=tuple(map(BudgetReport.of, request.budgets)),
         floor=FloorReport.of(floor, metric) if floor else None,
@@ -334,7 +356,7 @@ def _source_report(state: _Run) -> SourceReport:
     )
 
 
-def _manifest(state: _Run, report: Report, artefact: Model | None) -> dict[str, Any]:
+def _manifest(state: _Run, report: Report, artefact: Model | None, folder: Path) -> dict[str, Any]:
     from dataclasses import asdict
 
     return {
@@ -348,24 +370,32 @@ def _manifest(state: _Run, report: Report, artefact: Model | None) -> dict[str, 
         "data_digest": report.data.digest,
         "model_digest": artefact.digest if artefact else None,
         "seed": report.settings.seed,
-        "arguments": _arguments(state.request),
+        "arguments": _arguments(state.request, folder),
         "device": asdict(report.device),
         "versions": report.versions,
     }
 
 
-def _arguments(request: Request) -> dict[str, Any]:
-    """What ``verify`` needs to judge again: what was given, as it was typed."""
+def _arguments(request: Request, folder: Path) -> dict[str, Any]:
+    """What ``verify`` needs to judge again; files as seen from the result folder's parent."""
+
+    def seen(text: str | None) -> str | None:
+        if text is None:
+            return None
+        file, colon, name = text.rpartition(":") if is_reference(text) else (text, "", "")
+        return os.path.relpath(file, folder.parent) + colon + name
+
+    metric = request.metric
     return {
-        "model": str(request.model),
-        "data": request.data,
-        "calibration": request.calibration,
-        "metric": request.metric,
-        "arch": request.arch,
+        "model": seen(str(request.model)),
+        "data": seen(request.data),
+        "calibration": seen(request.calibration),
+        "metric": seen(metric) if metric and is_reference(metric) else metric,
+        "arch": seen(request.arch),
         "trust_pickle": request.trust_pickle,
         "inputs": [spec_text(spec) for spec in request.inputs],
-        "pre": request.pre,
-        "post": request.post,
+        "pre": seen(request.pre),
+        "post": seen(request.post),
         "strict_floor": request.strict_floor,
         "max_samples": request.max_samples,
         "time_limit_s": request.time_limit_s,

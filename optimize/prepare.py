@@ -136,6 +136,13 @@ def load_rival(
         load_and_export, detect(path), request.arch, request.trust_pickle, probe, (), folder
     )
     samples.fit(prepared.evaluation, exported.model.signature.inputs, f"{path} and --data")
+    outputs = [spec.name for spec in exported.model.signature.outputs]
+    wanted = [spec.name for spec in prepared.exported.model.signature.outputs]
+    if sorted(outputs) != sorted(wanted) and prepared.metric.name == "cosine":
+        raise InputError(
+            f"{path} gives {', '.join(outputs)}, {request.model} gives {', '.join(wanted)}: "
+            "they cannot be compared by cosine"
+        )
     return exported.model
 
 

@@ -238,6 +238,7 @@ class SettingsReport:
     threads: int
     seed: int
     time_limit_s: float | None
+    strict_floor: bool = False
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ class Request:
         pre, post: ``file.py:function`` around every call; they count towards the latency.
         as_is: whether models are judged as they are, without passes.
         rivals: further models to judge beside ``model``, with ``as_is``.
+        labels: names for ``model`` and ``rivals``; empty for their files' names.
         reference_only: whether ``model`` is timed for comparison and cannot be chosen.
     """
 
@@ -73,6 +74,7 @@ class Request:
     post: str | None = None
     as_is: bool = False
     rivals: tuple[Path, ...] = ()
+    labels: tuple[str, ...] = ()
     reference_only: bool = False
 
     def __post_init__(self) -> None:

@@ -35,6 +35,7 @@ from optimize.targets.inputs import write_inputs
 FRESH_PROCESSES = 3
 MEMORY_SHARE = 0.5
 SHOWN_OPERATORS = 8
+SHARES = ("top1", "top5", "f1")  # metrics that cannot fall below zero
 MOST_AT_ONCE = 16
 
 
@@ -153,6 +154,12 @@ class Screening:
             self._evaluate(reference, limits)
         except (WorkerError, InputError) as error:
             raise InputError(f"the source cannot be judged: {error}") from error
+        accuracy, floor = reference.accuracy, self.prepared.floor
+        if accuracy and accuracy.metric in SHARES and accuracy.limit(floor) <= 0:
+            raise InputError(
+                f"the source's own {accuracy.metric} is {accuracy.value:.4f}, so that no model can "
+                f"miss the floor {floor}; check the labels"
+            )
 
     def _open_heat(
         self, waiting: list[_Candidate], limits: Limits, observer: Observer, done: int
@@ -286,7 +293,7 @@ class Screening:
             chain=variant.name,
             runtime=self.settings.runtime,
             status=verdict.status,
-            reason=verdict.reason,
+            reason=self._reason(candidate, verdict),
             latency=latency,
             accuracy=accuracy,
             size_bytes=candidate.model.size_bytes,
@@ -299,6 +306,10 @@ class Screening:
             build_s=variant.seconds,
             profile_s=candidate.profile_s,
         )
+
+    def _reason(self, candidate: _Candidate, verdict: Verdict) -> str:
+        screened = verdict.status == "kept" and not candidate.confirmed
+        return f"by screening, {verdict.reason}" if screened else verdict.reason
 
     def _speedup(self, candidate: _Candidate) -> tuple[float | None, float | None, float | None]:
         """Pair what was timed in turns; a later confirmation has no partner."""

@@ -11,6 +11,7 @@ from optimize.budgets.accuracy import METRICS
 from optimize.budgets.budget import Budget, Floor
 from optimize.errors import InputError
 from optimize.models.model import FILE_NAME, file_digest
+from optimize.models.source import detect
 from optimize.models.usercode import is_reference
 from optimize.output import MANIFEST, REPORT
 from optimize.pipeline import Observer, run, versions
@@ -50,6 +51,8 @@ def verify(
     request = _request(folder, manifest, report, overrides)
     result = run(request, observer, target)
     notes = _differences(manifest, report, result.report, target)
+    if not request.reference_only:
+        notes.append("the source is not at hand as it was: its recorded value is the standard")
     return replace(result, report=replace(result.report, notes=(*notes, *result.report.notes)))
 
 
@@ -77,7 +80,13 @@ def _read(folder: Path) -> tuple[dict[str, Any], Report]:
 def _request(
     folder: Path, manifest: dict[str, Any], report: Report, overrides: Overrides
 ) -> Request:
-    arguments = manifest["arguments"]
+    arguments = _placed(manifest["arguments"], folder.resolve().parent)
+    if overrides.metric and overrides.metric != arguments["metric"]:
+        judged = report.floor.metric if report.floor else "no metric"
+        if Path(overrides.metric.rpartition(":")[0]).name != _file_name(arguments["metric"]):
+            raise InputError(
+                f"{folder} was judged by {judged}; judge another metric with optimize profile"
+            )
     data = overrides.data or arguments["data"]
     if data is not None:
         file = data.rpartition(":")[0] if is_reference(data) else data
@@ -109,9 +118,31 @@ def _request(
         post=arguments["post"],
         as_is=True,
     )
-    if source.exists():
-        return replace(common, model=source, rivals=(folder / FILE_NAME,), reference_only=True)
+    unchanged = source.exists() and detect(source).digest == manifest["source_digest"]
+    if overrides.source or unchanged:
+        return replace(
+            common,
+            model=source,
+            rivals=(folder / FILE_NAME,),
+            labels=("source", manifest["chain"]),
+            reference_only=True,
+        )
+    common = replace(common, labels=(manifest["chain"],))
     return replace(common, floor=_absolute(floor, report, source))
+
+
+def _placed(arguments: dict[str, Any], parent: Path) -> dict[str, Any]:
+    """Make the manifest's files, which are relative to the result folder's parent, reachable."""
+    placed = dict(arguments)
+    for name in ("model", "data", "calibration", "metric", "arch", "pre", "post"):
+        text = arguments[name]
+        if text is not None and not (name == "metric" and text in METRICS):
+            placed[name] = str(parent / text)
+    return placed
+
+
+def _file_name(reference: str | None) -> str:
+    return Path((reference or "").rpartition(":")[0]).name
 
 
 def _floor(report: Report) -> Floor | None:

@@ -218,7 +218,7 @@ class Worker:
         clock = time.perf_counter_ns
         marks.append(clock())
         if self._pre is not None:
-            feed = self._pre(feed)
+            feed = self._pre(dict(feed))  # it may take its input apart
         marks.append(clock())
         outputs = self._runtime.run_marked(feed, marks)
         result = outputs
@@ -252,7 +252,7 @@ class Worker:
             ]
             for index in range(count):
                 feed = self._samples.feed(index)
-                values = self._runtime.run(feed if self._pre is None else self._pre(feed))
+                values = self._runtime.run(feed if self._pre is None else self._pre(dict(feed)))
                 for value, entry, sink in zip(values, entries, sinks, strict=True):
                     array = np.ascontiguousarray(_as_array(value))
                     entry["dtype"] = array.dtype.name
@@ -324,7 +324,7 @@ class Worker:
         runtime = OnnxRuntime(self._job, str(self._scratch / "operators"))
         for index in range(calls):
             feed = self._samples.feed(index % self._samples.count)
-            runtime.run(feed if self._pre is None else self._pre(feed))
+            runtime.run(feed if self._pre is None else self._pre(dict(feed)))
         found: dict[str, dict[str, Any]] = {}
         for event in runtime.end_profile():
             if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):

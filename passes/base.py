@@ -16,8 +16,10 @@ from typing import Any, ClassVar
 
 from optimize.errors import InputError, NotApplicable, PassFailed, first_cause
 from optimize.models.data import Dataset
-from optimize.models.model import Model
+from optimize.models.model import FILE_NAME, Model
 from optimize.models.run import Difference, difference, run
+
+INLINE_MOST = 2**31 - 2**26  # protobuf ends at 2 GiB; leave room for the graph itself
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,12 +99,16 @@ class Pass(ABC):
             raise NotApplicable(f"{self} needs --data or --calibration")
         start = time.perf_counter()
         try:
-            result = self.apply(model, context)
+            result = self.apply(_in_one_file(model, context), context)
         except NotApplicable:
             raise
         except Exception as error:
             raise PassFailed(f"{self} raised {first_cause(error)}") from error
-        result = replace(result, seconds=time.perf_counter() - start)
+        result = replace(
+            result,
+            model=result.model if result.changed else model,
+            seconds=time.perf_counter() - start,
+        )
         if self.tolerance is None or not result.changed:
             return result
         return replace(result, difference=self._checked(model, result.model, context))
@@ -127,6 +133,18 @@ class Pass(ABC):
             if getattr(self, field.name) != field.default or field.metadata.get("always")
         ]
         return f"{self.name}{{{','.join(shown)}}}" if shown else self.name
+
+
+def _in_one_file(model: Model, context: Context) -> Model:
+    """Join a model of less than 2 GB with its external data, which many tools lose track of."""
+    if model.size_bytes >= INLINE_MOST or len(model.files) == 1:
+        return model
+    import onnx
+
+    folder = context.folder / "joined"
+    folder.mkdir()
+    onnx.save(onnx.load(str(model.path)), str(folder / FILE_NAME))
+    return Model.read(folder / FILE_NAME)
 
 
 def changed_counts(before: Model, after: Model) -> Mapping[str, int]:

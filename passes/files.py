@@ -9,9 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from optimize.models.model import FILE_NAME, Model
-from optimize.passes.base import Context
-
-_INLINE_MOST = 2**31 - 2**26  # protobuf ends at 2 GiB; leave room for the graph itself
+from optimize.passes.base import INLINE_MOST, Context
 
 
 def load_ir(model: Model) -> Any:
@@ -26,7 +24,7 @@ def save_ir(graph: Any, model: Model, context: Context) -> Model:
     import onnx_ir
 
     path = context.folder / FILE_NAME
-    side = f"{FILE_NAME}.data" if model.size_bytes > _INLINE_MOST else None
+    side = f"{FILE_NAME}.data" if model.size_bytes > INLINE_MOST else None
     onnx_ir.save(graph, str(path), external_data=side)
     return Model.read(path)
 
@@ -43,14 +41,14 @@ def save_proto(proto: Any, context: Context) -> Model:
     import onnx
 
     path = context.folder / FILE_NAME
-    large = proto.ByteSize() > _INLINE_MOST
+    large = proto.ByteSize() > INLINE_MOST
     onnx.save(proto, str(path), save_as_external_data=large, location=f"{FILE_NAME}.data")
     return Model.read(path)
 
 
 def needs_side_file(model: Model) -> bool:
     """Whether a model of this size must keep its weights beside the graph."""
-    return model.size_bytes > _INLINE_MOST
+    return model.size_bytes > INLINE_MOST
 
 
 @contextlib.contextmanager

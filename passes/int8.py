@@ -74,7 +74,8 @@ class Int8(Pass):
                 notes = self._static(model, context, types)
         result = Model.read(context.folder / FILE_NAME)
         if not result.quantized:
-            raise NotApplicable(f"none of the model's {', '.join(types)} could be quantized")
+            kinds = ", ".join(types)
+            raise NotApplicable(f"none of the model's {kinds} could be quantized{_hint(model)}")
         return PassResult(result, True, (_coverage(model, result, types), *notes))
 
     def _operators(self, model: Model) -> list[str]:
@@ -168,9 +169,15 @@ class Int8(Pass):
         result = Model.read(path)
         packed = result.count("com.microsoft::MatMulNBits")
         if not packed:
-            raise NotApplicable("the model has no MatMul with constant weights")
+            raise NotApplicable(f"the model has no MatMul with constant weights{_hint(model)}")
         left = result.count("MatMul")
         return PassResult(result, True, (f"{packed} MatMul in {self.bits} bits, {left} in float",))
+
+
+def _hint(model: Model) -> str:
+    if not model.count("Constant"):
+        return ""
+    return "; weights in Constant nodes are not seen: put fold before it"
 
 
 def _coverage(before: Model, after: Model, types: list[str]) -> str:

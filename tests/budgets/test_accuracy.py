@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import binom, binomtest
@@ -215,6 +215,7 @@ def hits(wins: Sequence[bool] | Array) -> Array:
     return np.stack([~right, right], axis=-1).astype(np.float32)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 400), st.floats(0, 1), st.sampled_from([0.9, 0.95, 0.99]))
 def test_the_interval_of_a_share_is_clopper_and_pearsons(
     count: int, share: float, confidence: float

@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn import metrics as sk
 
+from optimize.budgets import accuracy
 from optimize.budgets.accuracy import METRICS, Accuracy, Metric, compare, custom
 from optimize.errors import InputError
 
@@ -51,6 +52,12 @@ def refusing_ranking(outputs: Array, labels: Array) -> float:
     return ranking(outputs, labels)
 
 
+@pytest.fixture
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enough for an interval, and quick with scikit-learn's functions."""
+    monkeypatch.setattr(accuracy, "RESAMPLES", 200)
+
+
 def scores(count: int = 200, classes: int = 4, seed: int = 0) -> tuple[Array, Array]:
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, count)
@@ -76,6 +83,7 @@ def test_a_metric_that_is_a_mean_has_the_exact_interval_of_the_built_in_one() ->
         assert getattr(own, field) == pytest.approx(getattr(built_in, field), abs=1e-12), field
 
 
+@pytest.mark.usefixtures("few_resamples")
 @pytest.mark.parametrize("function", [macro_f1, median_error])
 def test_a_metric_that_is_no_mean_has_a_bootstrap_interval(
     function: Callable[[Array, Array], float],
@@ -101,6 +109,7 @@ def test_a_custom_macro_f1_is_the_built_in_one() -> None:
     )
 
 
+@pytest.mark.usefixtures("few_resamples")
 @pytest.mark.parametrize("function", [ranking, refusing_ranking])
 def test_a_metric_that_some_resamples_lack_has_an_interval_of_the_others(
     function: Callable[[Array, Array], float],

@@ -8,7 +8,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -88,6 +88,7 @@ def test_each_bound_is_wrong_at_most_as_often_as_it_says(share: float, n: int) -
         assert 1 - exact[int(upper) - 1] <= Fraction(1, 20)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(1, 10**12), min_size=1, max_size=400),
     st.sampled_from(list(SHARES)),
@@ -101,6 +102,7 @@ def test_bounds_enclose_the_percentile(values: list[int], share: float, confiden
     assert upper is None or upper >= percentile
 
 
+@settings(deadline=None)
 @given(st.permutations(range(1, 200)))
 def test_the_order_of_calls_does_not_matter(values: list[int]) -> None:
     samples = np.array(values, np.int64)

@@ -8,7 +8,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.signal import lfilter
@@ -130,6 +130,7 @@ def test_a_good_model_is_accepted_and_a_bad_one_rejected() -> None:
     assert close.undecided == pytest.approx(0.26, abs=0.02)
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from([0.5, 0.1, 0.05, 0.01, 0.001]),
     st.integers(1, 5000),
@@ -142,6 +143,7 @@ def test_another_quick_call_is_never_evidence_against(tail: float, calls: int, o
     assert test.log_reject(calls + 1, over) <= test.log_reject(calls, over)
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from([0.5, 0.1, 0.05, 0.01, 0.001]),
     st.integers(1, 5000),
@@ -153,6 +155,7 @@ def test_no_samples_both_accept_and_reject(tail: float, calls: int, over: int) -
     assert not (test.accepts(calls, over) and test.rejects(calls, over))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5000), st.integers(0, 60))
 def test_a_smaller_error_takes_more_evidence(calls: int, over: int) -> None:
     over = min(over, calls)
@@ -167,6 +170,7 @@ def test_nothing_is_decided_without_calls() -> None:
     assert not test.rejects(0, 0)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 4000), st.integers(0, 40), st.floats(1, 8))
 def test_a_forecast_of_calls_is_enough_if_the_rate_holds(
     calls: int, over: int, inflation: float
@@ -214,6 +218,7 @@ def test_a_slow_spell_is_much_inflation() -> None:
     assert variance_inflation(samples) > 20
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 10**9), max_size=400), st.sampled_from([None, 10**6, 10**9]))
 def test_inflation_never_strengthens_evidence(values: list[int], limit: float | None) -> None:
     assert variance_inflation(np.array(values, np.int64), limit) >= 1

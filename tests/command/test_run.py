@@ -114,7 +114,7 @@ def test_verify_judges_the_folder_again(kept: Any, optimize: Command) -> None:
     done = optimize("verify", out, "--json")
     assert done.returncode == 0, done.stderr
     names = [variant["chain"] for variant in json.loads(done.stdout)["variants"]]
-    assert names == ["resnet.safetensors", "model.onnx"]
+    assert names == ["source", "fold,fuse,int8{mode=static}"]
 
 
 def test_verify_refuses_a_changed_folder(kept: Any, optimize: Command, tmp_path: Path) -> None:

@@ -122,7 +122,9 @@ def test_a_file_of_another_sort_is_no_model(
 
 
 @pytest.mark.parametrize(
-    "content", [b"hello, no model", b"\x08", b"\x08" + bytes(range(256))], ids=["text", "one byte", "noise"]
+    "content",
+    [b"hello, no model", b"\x08", b"\x08" + bytes(range(256))],
+    ids=["text", "one byte", "noise"],
 )
 def test_a_file_called_onnx_is_not_believed(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(content)

@@ -54,9 +54,7 @@ def save_trace(net: Any, path: Path) -> None:
 
 def save_program(net: Any, path: Path) -> None:
     batch = torch.export.Dim("batch", min=2, max=512)
-    program = torch.export.export(
-        net, (torch.zeros(2, 1, 8, 8),), dynamic_shapes=({0: batch},)
-    )
+    program = torch.export.export(net, (torch.zeros(2, 1, 8, 8),), dynamic_shapes=({0: batch},))
     torch.export.save(program, str(path.with_suffix(".pt2")))
     path.with_suffix(".pt2").rename(path)
 

@@ -109,7 +109,9 @@ def test_one_sample_cannot_be_shared() -> None:
 
 def test_a_remainder_is_left_out_of_batches() -> None:
     rows = np.arange(14, dtype=np.float32).reshape(7, 2)
-    fitted = fit(Dataset("d", {"x": list(rows)}, np.arange(7)), [TensorSpec("x", "float32", (3, 2))])
+    fitted = fit(
+        Dataset("d", {"x": list(rows)}, np.arange(7)), [TensorSpec("x", "float32", (3, 2))]
+    )
     joined = batched(fitted, 3)
     assert len(joined) == 2
     np.testing.assert_array_equal(joined.sample(1)["x"], rows[3:6])

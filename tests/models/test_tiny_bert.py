@@ -51,9 +51,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
 @pytest.fixture(scope="module")
 def data() -> Dataset:
     samples = [sample(1, length, length) for length in (6, 8, 12)]
-    return Dataset(
-        "texts", {name: [s[name] for s in samples] for name in INPUTS}, batch_first=True
-    )
+    return Dataset("texts", {name: [s[name] for s in samples] for name in INPUTS}, batch_first=True)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from optimize import measure
 from optimize.budgets.budget import Budget
 from optimize.budgets.verdict import Requirement, weigh
 from optimize.errors import WorkerError
@@ -309,7 +308,7 @@ def test_the_deadline_ends_a_turn_in_the_middle(
 ) -> None:
     found = race(tmp_path, a=lognormal(5), b=lognormal(5))
     clock = iter(range(10**6))
-    monkeypatch.setattr(measure.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr("optimize.measure.time.monotonic", lambda: next(clock))
     found.run(need(), Limits(deadline=20))
     assert 0 < len(timed_by(found.target.log)) < 20
 

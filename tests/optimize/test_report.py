@@ -248,7 +248,9 @@ def test_parts_of_a_call_add_up_to_it() -> None:
             name: rng.integers(1_000, 9_000, 25)
             for name in ("pre", "input_transfer", "compute", "output_transfer", "post")
         }
-        blocks.append(Block(sum(parts.values()) + 500, started_ns=number, parts_ns=parts))
+        blocks.append(
+            Block(np.sum(list(parts.values()), axis=0) + 500, started_ns=number, parts_ns=parts)
+        )
     found = LatencyReport.of(Profile(tuple(blocks)), 0.99).parts
     assert found["rest"].p50_ms == found["rest"].p99_ms == pytest.approx(0.0005)
     for name in ("pre", "compute", "post"):

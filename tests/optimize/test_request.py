@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from optimize.budgets.budget import Budget
@@ -50,11 +50,13 @@ specs = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(specs)
 def test_inputs_are_read_as_they_are_written(spec: TensorSpec) -> None:
     assert parse_input(spec_text(spec)) == spec
 
 
+@settings(deadline=None)
 @given(
     st.one_of(st.text(max_size=20), st.from_regex(r"x=[\w?]{1,6}:[a-z]{1,8}\d?", fullmatch=True))
 )

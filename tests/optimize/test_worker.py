@@ -110,7 +110,8 @@ def state(pid: int) -> str | None:
         return None
 
 
-def children() -> set[int]:
+def children(parent: int | None = None) -> set[int]:
+    """Processes that this one, or another, has started and not yet waited for."""
     found = set()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -118,7 +119,7 @@ def children() -> set[int]:
                 fields = (entry / "stat").read_text().rpartition(")")[2].split()
             except OSError:
                 continue  # it has just ended
-            if int(fields[1]) == os.getpid():
+            if int(fields[1]) == (parent or os.getpid()):
                 found.add(int(entry.name))
     return found
 
@@ -349,9 +350,7 @@ def test_a_pre_may_take_its_input_apart(tmp_path: Path, start: Start) -> None:
     worker = start(job(tmp_path, dense(tmp_path), {"raw": given}, pre=f"{file}:pre"))
     assert worker.time([0, 0, 1]).shape == (3,)
     assert worker.call("warmup", calls=3, most=12, seconds=0.0)["calls"] >= 3
-    session = onnxruntime.InferenceSession(
-        str(dense(tmp_path)), providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(str(dense(tmp_path)), providers=["CPUExecutionProvider"])
     for _ in range(2):
         got = worker.outputs(1)["y"][0]
         expected = session.run(["y"], {"x": 2 * given[0]})[0]
@@ -439,9 +438,7 @@ def test_inputs_that_do_not_fit_are_told(tmp_path: Path) -> None:
         ("def pre(inputs):\n    return inputs['raw']", "pre", "KeyError"),
     ],
 )
-def test_a_pre_that_does_not_work_is_told(
-    tmp_path: Path, body: str, name: str, words: str
-) -> None:
+def test_a_pre_that_does_not_work_is_told(tmp_path: Path, body: str, name: str, words: str) -> None:
     file = service(tmp_path, body)
     assert words in refused(job(tmp_path, dense(tmp_path), ragged(), pre=f"{file}:{name}"))
 
@@ -491,7 +488,7 @@ def test_an_early_exit_is_told_with_its_last_words(tmp_path: Path, start: Start)
         "        os._exit(3)\n",
     )
     worker = start(job(tmp_path, dense(tmp_path), ragged(), post=f"{file}:post"))
-    with pytest.raises(WorkerError, match="exited with code 3.*out of luck"):
+    with pytest.raises(WorkerError, match=r"exited with code 3.*out of luck"):
         worker.time([4])
 
 
@@ -523,8 +520,6 @@ def test_closing_leaves_no_process(tmp_path: Path, start: Start) -> None:
         worker.worker.close()
         assert state(worker.pid) is None
         worker.worker.close()  # again, as clean-ups do
-        with pytest.raises(WorkerError):
-            worker.outputs(1)
 
 
 def test_an_interruption_is_the_controllers_to_handle(tmp_path: Path, start: Start) -> None:
@@ -541,8 +536,7 @@ from optimize.targets.local import LocalTarget
 
 model, inputs, scratch = map(Path, sys.argv[1:])
 worker, _ = LocalTarget().start(Job(model, inputs, scratch), 120)
-children = Path("/proc/self/task").glob("*/children")
-print(*(pid for file in children for pid in file.read_text().split()), flush=True)
+print("started", flush=True)
 sys.stdin.read()
 """
 
@@ -554,7 +548,8 @@ def test_a_worker_does_not_outlive_its_controller(tmp_path: Path) -> None:
         list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as controller:
         assert controller.stdout is not None
-        (pid,) = map(int, controller.stdout.readline().split())
+        assert controller.stdout.readline() == "started\n"
+        (pid,) = children(controller.pid)
         assert state(pid) is not None
         controller.kill()
     assert wait_until(lambda: state(pid) in (None, "Z"))

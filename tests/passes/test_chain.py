@@ -9,7 +9,7 @@ from importlib.metadata import EntryPoint
 from typing import Any, ClassVar, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimize.errors import InputError
@@ -79,6 +79,7 @@ def meaning(step: tuple[str, dict[str, str]]) -> tuple[str, dict[str, str]]:
     return name, {option: chosen.get(option, v[0]) for option, v in OPTIONS[name].items()}
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.data(), st.lists(valid_steps, min_size=1, max_size=4))
 def test_order_spaces_and_spelt_out_defaults_mean_nothing(
     data: st.DataObject, chain: list[tuple[str, dict[str, str]]]
@@ -96,6 +97,7 @@ def test_order_spaces_and_spelt_out_defaults_mean_nothing(
         assert {option: str(getattr(step, option)) for option in wanted} == wanted
 
 
+@settings(deadline=None)
 @given(st.lists(valid_steps, min_size=1, max_size=3), st.lists(valid_steps, min_size=1, max_size=3))
 def test_chains_are_equal_exactly_if_their_texts_are(
     one: list[tuple[str, dict[str, str]]], other: list[tuple[str, dict[str, str]]]
@@ -110,6 +112,7 @@ def test_chains_are_equal_exactly_if_their_texts_are(
     assert not same or hash(parsed[0]) == hash(parsed[1])
 
 
+@settings(deadline=None)
 @given(st.one_of(st.text(max_size=30), st.from_regex(r"[a-z0-9{}=, ]{1,30}", fullmatch=True)))
 def test_any_text_is_a_chain_or_one_sentence(text: str) -> None:
     try:
@@ -248,6 +251,7 @@ def test_a_plug_in_is_written_like_any_pass(monkeypatch: pytest.MonkeyPatch) -> 
     assert str(Chain.parse("prune{gently=false,share=.5}")) == "prune"
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1), st.integers(-5, 5), st.booleans())
 def test_numbers_and_truths_of_plug_ins_round_trip(share: float, rounds: int, gently: bool) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:

@@ -1,0 +1,99 @@
+"""The built-in plan tries what is known to help a kind of model, and nothing hopeless."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from onnx import helper
+
+from optimize.models.model import Model
+from optimize.passes.chain import Chain
+from optimize.plan import built_in
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conftest import GraphMaker
+
+SHAPE = ("float32", ("n", 64))
+
+
+def texts(model: Model, calibrated: bool = True) -> list[str]:
+    return [str(chain) for chain in built_in(model, calibrated)]
+
+
+@pytest.fixture
+def attention(graph: GraphMaker) -> Model:
+    nodes = [
+        helper.make_node("MatMul", ["x", "x"], ["a"]),
+        helper.make_node("Softmax", ["a"], ["b"]),
+        helper.make_node("MatMul", ["b", "x"], ["y"]),
+    ]
+    square = ("float32", (64, 64))
+    return graph(nodes, {"x": square}, {"y": square})
+
+
+@pytest.fixture
+def activation(graph: GraphMaker) -> Model:
+    return graph([helper.make_node("Relu", ["x"], ["y"])], {"x": SHAPE}, {"y": SHAPE})
+
+
+def test_chains_are_distinct_canonical_and_never_the_source(
+    digits_onnx: Path, attention: Model, activation: Model, graph: GraphMaker
+) -> None:
+    for model in (Model.read(digits_onnx), attention, activation, graph.linear()):
+        plan = texts(model)
+        assert len(set(plan)) == len(plan) > 0
+        assert "source" not in plan
+        assert [str(Chain.parse(text)) for text in plan] == plan
+
+
+def test_every_model_gets_fusion_half_precision_and_int8(
+    digits_onnx: Path, attention: Model, activation: Model
+) -> None:
+    for model in (Model.read(digits_onnx), attention, activation):
+        plan = " ".join(texts(model))
+        for name in ("fold", "fuse", "fp16", "int8"):
+            assert name in plan
+
+
+def test_convolutions_get_static_ranges(digits_onnx: Path) -> None:
+    plan = texts(Model.read(digits_onnx))
+    assert "fold,fuse,int8{mode=static}" in plan
+    assert any("ops=conv" in text for text in plan)
+
+
+def test_transformers_quantize_their_matrix_products_only(attention: Model) -> None:
+    plan = texts(attention)
+    assert "fold,int8{mode=dynamic}" in plan  # also without fused attention
+    static = [text for text in plan if "mode=static" in text]
+    assert static
+    assert all("ops=matmul" in text for text in static)
+
+
+def test_a_transformer_that_begins_with_convolutions_gets_both(graph: GraphMaker) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        helper.make_node("MatMul", ["c", "c"], ["a"]),
+        helper.make_node("Softmax", ["a"], ["b"]),
+        helper.make_node("MatMul", ["b", "c"], ["y"]),
+    ]
+    shape = ("float32", ("n", 1, 8, 8))
+    plan = texts(graph(nodes, {"x": shape, "w": ("float32", (1, 1, 1, 1))}, {"y": shape}))
+    assert any("ops=matmul" in text for text in plan)
+    assert "fold,fuse,int8{mode=static}" in plan
+
+
+def test_weights_in_few_bits_are_for_matrix_products(graph: GraphMaker, activation: Model) -> None:
+    assert any("bits=4" in text for text in texts(graph.linear()))
+    assert not any("mode=weights" in text for text in texts(activation))
+
+
+def test_without_real_data_nothing_is_calibrated(
+    digits_onnx: Path, attention: Model, activation: Model
+) -> None:
+    for model in (Model.read(digits_onnx), attention, activation):
+        with_data, without = texts(model), texts(model, calibrated=False)
+        assert not any("mode=static" in text for text in without)
+        assert without == [text for text in with_data if "mode=static" not in text]

@@ -1,0 +1,221 @@
+"""What is prepared for judging: shares, batches, metric, floor, and what a reader must know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from optimize.budgets.budget import Budget, Floor
+from optimize.errors import InputError
+from optimize.models.model import TensorSpec
+from optimize.models.source import detect
+from optimize.prepare import Prepared, prepare
+from optimize.request import Request
+
+if TYPE_CHECKING:
+    from conftest import Digits, GraphMaker
+
+BUDGETS = (Budget.parse("p99=1s"),)
+
+
+class Here:
+    """Calls in this process what the pipeline calls in a child."""
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        return function(*args)
+
+
+Prepare = Callable[..., Prepared]
+
+
+@pytest.fixture
+def prepared(digits_onnx: Path, digits_npz: Path, tmp_path: Path) -> Prepare:
+    """Prepare the digits network on its data, with changes to the request."""
+
+    def run(**changes: Any) -> Prepared:
+        given = {"model": digits_onnx, "data": str(digits_npz), "budgets": BUDGETS} | changes
+        request = Request(**given)
+        child: Any = Here()
+        return prepare(request, detect(request.model), tmp_path, child)
+
+    return run
+
+
+def images(data: Any) -> set[bytes]:
+    return {array.tobytes() for array in data.inputs["image"]}
+
+
+def test_a_fifth_calibrates_the_rest_judges_and_all_is_timed(
+    prepared: Prepare, digits: Digits
+) -> None:
+    result = prepared()
+    assert result.calibration is not None
+    assert (len(result.calibration), len(result.evaluation), len(result.latency)) == (20, 80, 100)
+    assert not images(result.calibration) & images(result.evaluation)
+    assert images(result.calibration) | images(result.evaluation) == images(result.latency)
+    assert images(result.latency) == {image[None].tobytes() for image in digits.image[:100]}
+
+
+def test_the_report_counts_the_shares(prepared: Prepare) -> None:
+    data = prepared().data
+    assert (data.samples, data.latency_samples) == (100, 100)
+    assert (data.evaluation_samples, data.calibration_samples) == (80, 20)
+    assert (data.origin, data.synthetic, data.batch) == ("digits.npz", False, 1)
+
+
+def test_labels_belong_to_the_evaluated_samples(prepared: Prepare, digits: Digits) -> None:
+    result = prepared()
+    label_of = dict(
+        zip((image[None].tobytes() for image in digits.image), digits.labels, strict=True)
+    )
+    assert result.labels is not None
+    for array, label in zip(result.evaluation.inputs["image"], result.labels, strict=True):
+        assert label_of[array.tobytes()] == label
+
+
+def test_shares_follow_the_seed(prepared: Prepare) -> None:
+    first, again, other = (prepared(seed=seed).evaluation.digest for seed in (0, 0, 1))
+    assert first == again != other
+
+
+def test_calibration_of_its_own_leaves_all_data_to_judge(
+    prepared: Prepare, digits: Digits, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "cal.npz", image=digits.image[200:230])
+    result = prepared(calibration=str(tmp_path / "cal.npz"))
+    assert result.calibration is not None
+    assert (len(result.calibration), len(result.evaluation), len(result.latency)) == (30, 100, 100)
+    assert result.data.calibration_origin == "cal.npz"
+    assert not images(result.calibration) & images(result.latency)
+
+
+def test_calibration_that_does_not_fit_is_named(prepared: Prepare, tmp_path: Path) -> None:
+    np.savez(tmp_path / "cal.npz", image=np.zeros((4, 1, 8, 9), np.float32))
+    with pytest.raises(InputError, match=r"--calibration .*cal\.npz: a sample of image has shape"):
+        prepared(calibration=str(tmp_path / "cal.npz"))
+
+
+def test_batches_and_their_labels(prepared: Prepare) -> None:
+    result = prepared(batch=8)
+    assert result.evaluation.inputs["image"][0].shape == (8, 1, 8, 8)
+    assert len(result.evaluation) == 10  # 80 samples
+    assert result.labels is not None
+    assert len(result.labels) == 80
+    assert (result.data.batch, result.data.evaluation_samples) == (8, 80)
+
+
+def test_a_batch_that_is_larger_than_the_data_is_refused(prepared: Prepare) -> None:
+    with pytest.raises(InputError, match=r"a batch of 81 needs at least 81 samples"):
+        prepared(batch=81)
+
+
+def test_outputs_of_a_batch_are_split_into_samples(prepared: Prepare) -> None:
+    result = prepared(batch=4)
+    given = {"logits": [np.arange(40).reshape(4, 10) + i for i in range(20)]}
+    rows = result.per_sample(given)["logits"]
+    assert len(rows) == 80
+    np.testing.assert_array_equal(rows[5], np.arange(10, 20) + 1)
+    with pytest.raises(InputError, match="output mean has no batch axis"):
+        result.per_sample({"mean": [np.zeros(10)] * 20})
+
+
+def test_the_fixed_batch_of_a_model_is_taken(graph: GraphMaker, tmp_path: Path) -> None:
+    from onnx import helper
+
+    shape = ("float32", (4, 3))
+    model = graph([helper.make_node("Relu", ["x"], ["y"])], {"x": shape}, {"y": shape})
+    np.savez(tmp_path / "d.npz", x=np.zeros((50, 3), np.float32))
+    child: Any = Here()
+
+    def run(batch: int | None) -> Prepared:
+        request = Request(model.path, BUDGETS, data=str(tmp_path / "d.npz"), batch=batch)
+        return prepare(request, detect(model.path), tmp_path, child)
+
+    assert run(None).batch == 4
+    assert run(None).evaluation.inputs["x"][0].shape == (4, 3)
+    with pytest.raises(InputError, match="--batch 2 does not fit: the model's batch is fixed to 4"):
+        run(2)
+
+
+@pytest.mark.parametrize(
+    ("floor", "metric", "name", "text"),
+    [
+        (None, None, "top1", "drop=0.01"),
+        ("drop=2%", None, "top1", "drop=2%"),
+        ("top1=0.9", None, "top1", "top1=0.9"),
+        ("f1=0.8", None, "f1", "f1=0.8"),
+        (None, "cosine", "cosine", "cosine=0.99"),
+        ("drop=0.1", "f1", "f1", "drop=0.1"),
+    ],
+)
+def test_metric_and_floor_complete_each_other(
+    floor: str | None, metric: str | None, name: str, text: str, prepared: Prepare
+) -> None:
+    result = prepared(floor=Floor.parse(floor) if floor else None, metric=metric)
+    assert result.metric.name == name
+    assert str(result.floor) == text
+
+
+@pytest.mark.parametrize(
+    ("floor", "metric", "reason"),
+    [
+        ("top1=0.9", "f1", "is not a value of the metric f1"),
+        (None, "topp1", "--metric topp1 is unknown; did you mean top1"),
+        ("tpo5=0.9", None, "tpo5 is unknown; did you mean top5"),
+        (None, "missing.py:score", "does not exist"),
+    ],
+)
+def test_metrics_that_do_not_exist_or_fit_are_refused(
+    floor: str | None, metric: str | None, reason: str, prepared: Prepare
+) -> None:
+    with pytest.raises(InputError, match=reason):
+        prepared(floor=Floor.parse(floor) if floor else None, metric=metric)
+
+
+def test_data_without_labels_is_compared_with_the_source(
+    prepared: Prepare, digits: Digits, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "d.npz", image=digits.image[:10])
+    result = prepared(data=str(tmp_path / "d.npz"))
+    assert (result.metric.name, str(result.floor)) == ("cosine", "cosine=0.99")
+    with pytest.raises(InputError, match=r"metric top1 needs labels; .* holds none"):
+        prepared(data=str(tmp_path / "d.npz"), metric="top1")
+
+
+def test_without_data_inputs_are_made_up_and_that_is_said(prepared: Prepare) -> None:
+    result = prepared(data=None)
+    assert result.data.synthetic
+    assert result.calibration is None
+    assert result.labels is None
+    assert result.metric.name == "cosine"
+    assert any("no data was given" in note for note in result.notes)
+
+
+def test_one_sample_judges_but_does_not_calibrate(
+    prepared: Prepare, digits: Digits, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "d.npz", image=digits.image[:1], labels=digits.labels[:1])
+    result = prepared(data=str(tmp_path / "d.npz"))
+    assert result.calibration is None
+    assert len(result.evaluation) == len(result.latency) == 1
+    assert any("one sample cannot be shared" in note for note in result.notes)
+
+
+def test_a_torch_source_is_exported_for_the_samples(
+    digits_net: Any, digits_file: Path, prepared: Prepare, tmp_path: Path
+) -> None:
+    import torch
+
+    torch.save(digits_net.state_dict(), tmp_path / "weights.pt")
+    result = prepared(model=tmp_path / "weights.pt", arch=f"{digits_file}:build")
+    assert result.exported.difference.relative < 1e-5
+    assert [spec.name for spec in result.exported.model.signature.inputs] == ["image"]
+    stated = (TensorSpec("image", "float32", ("N", 1, 8, 8)),)
+    made_up = prepared(
+        model=tmp_path / "weights.pt", arch=f"{digits_file}:build", data=None, inputs=stated
+    )
+    assert made_up.data.synthetic
