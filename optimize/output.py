@@ -66,12 +66,12 @@ def write(
     except OSError as error:
         raise OptimizeError(f"{folder} cannot be written: {error.strerror}") from error
     try:
-        for file in artefact.files if artefact else ():
-            name = FILE_NAME if artefact and file == artefact.path else file.name
-            shutil.copyfile(file, staging / name)
+        if artefact is not None:
+            _copy(artefact, staging)
         for name, text in {REPORT: report_json + "\n", **extra}.items():
             (staging / name).write_text(text, encoding="utf-8")
-        digests = {file.name: _digest(file) for file in sorted(staging.iterdir())}
+        files = sorted(path for path in staging.rglob("*") if path.is_file())
+        digests = {file.relative_to(staging).as_posix(): _digest(file) for file in files}
         content = {"tool": _MARK, **manifest, "files": digests}
         (staging / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         staging.chmod(0o755)  # mkdtemp's folders are private
@@ -81,6 +81,14 @@ def write(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return folder / FILE_NAME if artefact else None
+
+
+def _copy(artefact: Model, folder: Path) -> None:
+    for file in artefact.files:
+        # External data stays where the graph says it is, relative to the graph.
+        name = file.relative_to(artefact.path.parent) if file != artefact.path else FILE_NAME
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, folder / name)
 
 
 def _swap(staging: Path, folder: Path) -> None:

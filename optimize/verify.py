@@ -70,7 +70,8 @@ def _read(folder: Path) -> tuple[dict[str, Any], Report]:
         ) from None
     for name, digest in files.items():
         file = folder / name
-        if Path(name).name != name or not file.is_file() or file_digest(file) != digest:
+        inside = not Path(name).is_absolute() and ".." not in Path(name).parts
+        if not inside or not file.is_file() or file_digest(file) != digest:
             raise InputError(f"{folder} is damaged: {name} is missing or was changed since")
     if FILE_NAME not in files or manifest["chain"] is None:
         raise InputError(f"{folder} holds no model: no variant was kept when it was made")
