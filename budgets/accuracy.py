@@ -300,9 +300,10 @@ def _classes(outputs: Outputs, labels: Array | None) -> list[tuple[Array, Array]
         if label.dtype.kind not in "biuf" or not np.array_equal(label, np.rint(label)):
             raise InputError(f"the metric needs labels that are class numbers, not {label!r:.40}")
         scores = _classes_last(logits, label)
-        if label.min(initial=0) < 0 or label.max(initial=0) >= scores.shape[-1]:
+        strange = label[(label < 0) | (label >= scores.shape[-1])]
+        if strange.size:
             raise InputError(
-                f"label {label.max(initial=0)} is none of the {scores.shape[-1]} classes scored"
+                f"label {strange.flat[0]} is none of the {scores.shape[-1]} classes scored"
             )
         pairs.append((scores, label))
     return pairs

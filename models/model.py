@@ -85,6 +85,7 @@ class Model:
         for file in files:
             if not file.is_file():
                 raise InputError(f"{path} needs its external data {file.name}, which is missing")
+        _check_lengths(proto, path)
         opset = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
         return cls(
             path=path,
@@ -150,6 +151,17 @@ def external_files(proto: Any) -> list[str]:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise InputError(f"external data {name!r} lies outside the model's folder")
     return sorted(names)
+
+
+def _check_lengths(proto: Any, path: Path) -> None:
+    """Refuse external data that ends before the tensors which lie in it."""
+    for graph in graphs(proto.graph):
+        for tensor in tensors(graph):
+            place = {entry.key: entry.value for entry in tensor.external_data}
+            if tensor.data_location == 1 and "location" in place:
+                end = int(place.get("offset", 0)) + int(place.get("length", 0))
+                if end > (path.parent / place["location"]).stat().st_size:
+                    raise InputError(f"{path.parent / place['location']} is cut short")
 
 
 def graphs(graph: Any) -> Iterable[Any]:

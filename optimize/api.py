@@ -34,6 +34,10 @@ def optimize(
     trust_pickle: bool = False,
     out: str | os.PathLike[str] | None = None,
     seed: int = 0,
+    strict_floor: bool = False,
+    max_samples: int = 5000,
+    pre: str | None = None,
+    post: str | None = None,
     observer: Observer | None = None,
 ) -> Result:
     """Optimize ``model`` and return what the command reports.
@@ -67,6 +71,10 @@ def optimize(
         trust_pickle=trust_pickle,
         out=None if out is None else Path(out),
         seed=seed,
+        strict_floor=strict_floor,
+        max_samples=max_samples,
+        pre=pre,
+        post=post,
     )
     result = run(request, observer)
     if result.error is not None:

@@ -33,6 +33,8 @@ def check_writable(folder: Path) -> None:
             f"--out {folder} exists and holds something else, which is not touched; "
             "name another folder"
         )
+    if folder.resolve() == Path.cwd():
+        raise InputError(f"--out {folder} is the folder that you are in; name another")
     parent = _existing_parent(folder)
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"--out {folder} cannot be created: {parent} is not a writable folder")

@@ -151,7 +151,9 @@ def _processed(data: Dataset, pre: str | None, purpose: str) -> Dataset:
     if pre is None:
         return data
     function = load_function(pre, "--pre")
-    given = [call(function, f"--pre {pre}", data.sample(i)) for i in range(len(data))]
+    # Copies, so that a function that works in place leaves the raw samples as they are.
+    copies = ({k: v.copy() for k, v in data.sample(i).items()} for i in range(len(data)))
+    given = [call(function, f"--pre {pre}", sample) for sample in copies]
     if not all(isinstance(sample, dict) for sample in given):
         raise InputError(f"--pre {pre} must return a dictionary of arrays by input name")
     if len({frozenset(sample) for sample in given}) > 1:

@@ -149,7 +149,9 @@ def parse_input(text: str) -> TensorSpec:
 
 def spec_text(spec: TensorSpec) -> str:
     """Write a specification as :func:`parse_input` reads it."""
-    axes = "x".join("?" if dim is None else str(dim) for dim in spec.shape or ())
+    # A symbol with an x in it would be read as two axes; any symbol means the same: it may vary.
+    named = ["?" if dim is None or "x" in str(dim) else str(dim) for dim in spec.shape or ()]
+    axes = "x".join(named)
     return f"{spec.name}={axes or 'scalar'}:{spec.dtype}"
 
 

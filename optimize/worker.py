@@ -290,10 +290,9 @@ class Worker:
         samples = np.zeros(len(order), np.int64)  # zeros, so that its pages are touched now
         marks: list[list[int]] = [[] for _ in order]
         gc.collect()
-        feed = feed_of(order[0])
         led, until = 0, clock() + lead_ns
         while led < 2 or clock() < until:
-            self._call(feed)
+            self._call(feed_of(order[0]))
             led += 1
         begun, before, fixed_work = clock(), counters(), [canary()]
         for i, index in enumerate(order):

@@ -329,6 +329,17 @@ def test_a_metric_that_is_no_number_is_refused(name: str, bad: float) -> None:
         accuracy(name, variant, source, None if name == "cosine" else source)
 
 
+@pytest.mark.parametrize("name", ["mae", "rmse"])
+def test_a_larger_error_misses_a_floor_and_a_smaller_one_meets_it(name: str) -> None:
+    labels = np.zeros((50, 1))
+    source = np.ones((50, 1))
+    for variant, met in ((1.5 * source, False), (0.5 * source, True)):
+        found = accuracy(name, variant, source, labels)
+        assert found.meets(Floor.parse("drop=0.1")) is met
+        assert found.meets(Floor.parse("drop=10%"), strict=True) is met
+        assert found.meets(Floor.parse(f"{name}=1.1")) is met
+
+
 # Floors
 
 FOUND = Accuracy("top1", 0.89, 0.86, 0.92, 500, 0.90, -0.01, -0.018, -0.002)

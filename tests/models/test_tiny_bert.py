@@ -20,8 +20,6 @@ from optimize.passes.base import PassResult
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-# One worker exports it once for all.
-pytestmark = pytest.mark.xdist_group("bert")
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 

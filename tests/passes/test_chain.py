@@ -135,6 +135,20 @@ def test_int8_takes_exactly_the_options_that_its_mode_has() -> None:
                 Chain.parse(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        (" source ", "source"),
+        ("int8", "int8{mode=dynamic}"),  # the mode is always told
+        ("int8{bits=8,mode=weights}", "int8{mode=weights}"),
+        ("int8{samples=64,mode=static}", "int8{mode=static,samples=64}"),
+        ("fold , fuse{engine=auto}", "fold,fuse"),
+    ],
+)
+def test_the_text_that_reports_show(text: str, canonical: str) -> None:
+    assert str(Chain.parse(text)) == canonical
+
+
 @pytest.mark.parametrize("samples", ["0", "-3"])
 def test_int8_calibrates_on_one_sample_at_least(samples: str) -> None:
     with pytest.raises(InputError, match="at least 1"):

@@ -105,6 +105,15 @@ def test_medians_within_noise_are_told_apart_by_accuracy_then_size() -> None:
     assert order(large, small, accurate, faster)[0] == "faster"
 
 
+@pytest.mark.parametrize(("median", "first"), [(5.05, "accurate"), (5.25, "quick")])
+def test_medians_a_hundredth_apart_are_noise_and_a_twentieth_apart_are_not(
+    median: float, first: str
+) -> None:
+    quick = row("quick", 10, p50=5.0, spread=1, value=0.90)
+    accurate = row("accurate", 10, p50=median, spread=1, value=0.91)
+    assert order(quick, accurate)[0] == first
+
+
 def test_an_error_is_better_if_it_is_lower() -> None:
     alike = {"spread": 1.0, "p50": 5.0}
     low, high = row("low", value=0.1, **alike), row("high", value=0.3, **alike)  # type: ignore[arg-type]
