@@ -40,7 +40,7 @@ check: $(VENV)/.dev ## Lint, types, layers
 
 .PHONY: test
 test: $(VENV)/.dev ## Install and run the tests
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -q
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -q
 
 .PHONY: wheel
 wheel: $(VENV)/.dev ## Build the wheel through the sdist, and check what it holds

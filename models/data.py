@@ -251,7 +251,8 @@ def _fit(value: Array, spec: TensorSpec, origin: str, purpose: str) -> Array:
 def _read_npz(path: Path, purpose: str) -> dict[str, Array]:
     try:
         if not zipfile.is_zipfile(path):
-            alone = path.open("rb").read(6) == b"\x93NUMPY"
+            with path.open("rb") as stream:
+                alone = stream.read(6) == b"\x93NUMPY"
             why = "is a single array; write an .npz" if alone else "is no readable .npz"
             raise InputError(f"{purpose} {path} {why}")
         with np.load(path, allow_pickle=False) as archive:

@@ -96,7 +96,11 @@ class Child:
                 stderr=self._log,
                 start_new_session=True,
                 # What the parent can import, the child must: a pass may come from a plug-in.
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                env={
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                    "ORT_DISABLE_TELEMETRY": "1",
+                },
             )
         return self._process
 

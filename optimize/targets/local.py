@@ -38,6 +38,8 @@ class LocalWorker:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,
+                # onnxruntime's telemetry starts a thread, which a measurement can do without.
+                env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"},
             )
         self._buffer = b""
 
