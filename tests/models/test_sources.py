@@ -39,7 +39,7 @@ def build():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("sources")
-    (path / "net.py").write_text(ARCH)
+    (path / "sources_arch.py").write_text(ARCH)
     return path
 
 
@@ -48,7 +48,7 @@ def net(folder: Path) -> Any:
     from optimize.models.usercode import load_function
 
     torch.manual_seed(0)
-    module = load_function(f"{folder / 'net.py'}:build", "--arch")()
+    module = load_function(f"{folder / 'sources_arch.py'}:build", "--arch")()
     with torch.no_grad():  # statistics of its own, as a trained network has
         module.norm.running_mean.uniform_(-1, 1)
         module.norm.running_var.uniform_(0.5, 2)
@@ -123,7 +123,7 @@ def export(path: Path, folder: Path, trusted: bool = False, **changes: Any) -> E
     data = changes.pop("data", Dataset("test", {"x": list(INPUTS)}))
     out = path.parent / "exported"
     out.mkdir(exist_ok=True)
-    arch = changes.pop("arch", f"{folder / 'net.py'}:build")
+    arch = changes.pop("arch", f"{folder / 'sources_arch.py'}:build")
     return load_and_export(detect(path), arch, trusted, data, (), out)
 
 
@@ -133,7 +133,7 @@ def test_a_pickle_is_refused_by_the_names_it_would_import(
 ) -> None:
     path = tmp_path / "m.pt"
     torch.save(net, path, _use_new_zipfile_serialization=not legacy_format)
-    with pytest.raises(InputError, match=r"net\.Net"):
+    with pytest.raises(InputError, match=r"sources_arch\.Net"):
         export(path, folder)
 
 
