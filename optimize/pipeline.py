@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from optimize import output
-from optimize.build import Builder, Variant
+from optimize.build import Builder, Sources, Variant
 from optimize.child import Child, ChildDied
 from optimize.choose import nearest_miss
 from optimize.errors import InputError, PassFailed, first_cause
@@ -164,7 +164,6 @@ def _build(state: _Run, folder: Path, observer: Observer) -> list[Variant]:
     """Build every chain of the plan; what has no artefact becomes a row at once."""
     prepared = state.prepared
     assert prepared is not None  # set just before
-    model = prepared.exported.model
     chains = _plan(state.request, prepared)
     context = Context(
         folder=folder,
@@ -172,11 +171,13 @@ def _build(state: _Run, folder: Path, observer: Observer) -> list[Variant]:
         calibration=prepared.calibration,
         seed=state.request.seed,
         isa=frozenset(state.device.isa),
+        threads=state.settings.threads,
     )
-    builder = Builder(model, context, lambda *args: _run_pass(state.child, *args))
+    sources = Sources(prepared.exported.model, prepared.exported.program)
+    builder = Builder(sources, context, lambda *args: _run_pass(state.child, *args))
     limits = state.limits(BUILD_SHARE)
     built: list[Variant] = []
-    digests: dict[str, str] = {}
+    digests: dict[tuple[str, str] | None, str] = {}
     observer.stage("build", len(chains))
     for number, chain in enumerate(chains):
         observer.step(number, str(chain))
@@ -184,13 +185,14 @@ def _build(state: _Run, folder: Path, observer: Observer) -> list[Variant]:
             variant = Variant(chain, None, "skipped", "the time limit left no time to build it")
         else:
             variant = builder.build(chain)
-        if variant.model is not None and variant.model.digest in digests:
-            reason = f"the same artefact as {digests[variant.model.digest]}"
+        served = (chain.runtime, variant.model.identity) if variant.model else None
+        if served in digests:
+            reason = f"the same artefact as {digests[served]}"
             variant = Variant(chain, None, "skipped", reason, variant.notes, variant.seconds)
-        if variant.model is None:
-            state.unbuilt.append(_unbuilt(variant, state.settings.runtime))
+        if variant.model is None or served is None:
+            state.unbuilt.append(_unbuilt(variant))
             continue
-        digests[variant.model.digest] = variant.name
+        digests[served] = variant.name
         state.artefacts[variant.name] = variant.model
         built.append(variant)
     state.order = [str(chain) for chain in chains]
@@ -237,13 +239,13 @@ def _plan(request: Request, prepared: Prepared) -> list[Chain]:
     chains = request.chains
     if chains is None:
         chains = built_in(prepared.exported.model, calibrated)
-    return [Chain(), *(chain for chain in chains if chain.passes)]
+    return [Chain(), *(chain for chain in chains if chain != Chain())]
 
 
-def _unbuilt(variant: Variant, runtime: str) -> VariantReport:
+def _unbuilt(variant: Variant) -> VariantReport:
     return VariantReport(
         chain=str(variant.chain),
-        runtime=runtime,
+        runtime=variant.chain.runtime,
         status="failed" if variant.problem == "failed" else "skipped",
         reason=variant.reason,
         notes=variant.notes,

@@ -26,6 +26,7 @@ from optimize.measure import (
     warm_up,
 )
 from optimize.models.model import Model
+from optimize.models.runtimes import find_runtime
 from optimize.prepare import Prepared
 from optimize.report import AccuracyReport, LatencyReport, OperatorReport, VariantReport
 from optimize.request import Request
@@ -107,7 +108,8 @@ class Screening:
                     model=variant.model.path,
                     inputs=inputs,
                     scratch=self.folder / f"variant-{number}",
-                    settings=self.settings,
+                    settings=self._settings(variant, variant.model),
+                    names=_names(variant.model),
                     pre=self.request.pre,
                     post=self.request.post,
                 )
@@ -124,6 +126,14 @@ class Screening:
             if not waiting:
                 break
         self.close()
+
+    def _settings(self, variant: Variant, model: Model) -> Settings:
+        """How this variant is served: by its own runtime, with its own options."""
+        runtime = variant.chain.runtime
+        provider = self.settings.provider
+        if runtime != self.settings.runtime:
+            provider = find_runtime(runtime).provider
+        return replace(self.settings, runtime=runtime, provider=provider, config=model.config)
 
     def confirm(self, limits: Limits, observer: Observer) -> None:
         """Time the best kept variant again in fresh processes; go on to the next if it fails."""
@@ -291,7 +301,8 @@ class Screening:
             latency = LatencyReport.of(profile, self.request.confidence)
         return VariantReport(
             chain=variant.name,
-            runtime=self.settings.runtime,
+            runtime=contender.job.settings.runtime,
+            config=dict(candidate.model.config),
             status=verdict.status,
             reason=self._reason(candidate, verdict),
             latency=latency,
@@ -327,7 +338,8 @@ class Screening:
             rows = operators(contender, limits)
         except WorkerError:
             return  # its profile is for information; the verdict does not rest on it
-        strangers = {p for row in rows for p in row["providers"]} - {self.settings.provider, ""}
+        asked = contender.job.settings.provider
+        strangers = {p for row in rows for p in row["providers"]} - {asked, ""}
         if strangers:
             contender.error = f"nodes ran on {', '.join(sorted(strangers))}, not where asked"
         total = sum(row["ns"] for row in rows) or 1.0
@@ -335,6 +347,12 @@ class Screening:
             OperatorReport(row["op"], row["nodes"], row["ns"] / 1e6, row["ns"] / total)
             for row in rows[:SHOWN_OPERATORS]
         )
+
+
+def _names(model: Model) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    signature = model.signature
+    inputs = tuple(spec.name for spec in signature.inputs)
+    return inputs, tuple(spec.name for spec in signature.outputs)
 
 
 _LATE = "the time limit ended the run before it was measured"
