@@ -312,11 +312,16 @@ def _dynamo_route(loaded: Loaded, example: Example, path: Path) -> None:
 
 def dynamic_shapes(loaded: Loaded, example: Example) -> Any:
     """The axes that may vary, as ``torch.export`` takes them."""
+    # A Hugging Face wrapper takes *args, which torch.export sees as one argument.
+    shapes = flat_dynamic_shapes(example)
+    return (shapes,) if loaded.source.kind == "huggingface" else shapes
+
+
+def flat_dynamic_shapes(example: Example) -> tuple[Any, ...]:
+    """The same for a graph that takes one argument an input."""
     import torch
 
-    shapes: Any = tuple(dict.fromkeys(axes, torch.export.Dim.AUTO) for axes in example.dynamic)
-    # A Hugging Face wrapper takes *args, which torch.export sees as one argument.
-    return (shapes,) if loaded.source.kind == "huggingface" else shapes
+    return tuple(dict.fromkeys(axes, torch.export.Dim.AUTO) for axes in example.dynamic)
 
 
 def _script_route(loaded: Loaded, example: Example, path: Path) -> None:

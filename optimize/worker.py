@@ -116,7 +116,7 @@ GRAPH_LEVEL = "graph_optimization_level"
 
 
 def session_options(config: dict[str, str], threads: int) -> Any:
-    """onnxruntime's session options; the key ``graph_optimization_level`` takes ALL, BASIC, ..."""
+    """Onnxruntime's session options; the key ``graph_optimization_level`` takes ALL, BASIC, ..."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -455,7 +455,6 @@ class Worker:
             for n, e in found.items()
         ]
         return {"operators": sorted(rows, key=lambda row: -row["ns"])}
-
 
     def _feeds(self, count: int) -> Iterator[dict[str, Any]]:
         for index in range(count):

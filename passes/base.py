@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 from optimize.errors import InputError, NotApplicable, PassFailed, first_cause
 from optimize.models.data import Dataset
 from optimize.models.model import FILE_NAME, Model
-from optimize.models.runtimes import DEFAULT_RUNTIME, Format, find_runtime
 from optimize.models.run import Difference, difference, run
+from optimize.models.runtimes import DEFAULT_RUNTIME, Format, find_runtime
 
 INLINE_MOST = 2**31 - 2**26  # protobuf ends at 2 GiB; leave room for the graph itself
 
@@ -78,7 +78,6 @@ class Pass(ABC):
             None for passes that may change outputs.
         takes: the formats that it can work on; a torch model is exported first where ``onnx`` is
             taken and ``torch`` is not.
-        gives: the format of its results, if it is not the one that it took.
         runtimes: the runtimes whose models it can make; empty for any.
     """
 
@@ -88,7 +87,6 @@ class Pass(ABC):
     version: ClassVar[int] = 1
     tolerance: ClassVar[float | None] = None
     takes: ClassVar[tuple[Format, ...]] = ("onnx",)
-    gives: ClassVar[Format | None] = None
     runtimes: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod

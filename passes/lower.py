@@ -20,7 +20,6 @@ class Export(Pass):
     name: ClassVar[str] = "export"
     summary: ClassVar[str] = "torch module to ONNX"
     takes: ClassVar[tuple[Format, ...]] = ("torch",)
-    gives: ClassVar[Format | None] = "onnx"
 
     def apply(self, model: Model, context: Context) -> PassResult:
         """Export by the first route whose outputs are the module's."""
@@ -39,7 +38,6 @@ class Compile(Pass):
     summary: ClassVar[str] = "torch module to a package of AOTInductor"
     needs: ClassVar[str] = "a C++ compiler"
     takes: ClassVar[tuple[Format, ...]] = ("torch", "onnx")
-    gives: ClassVar[Format | None] = "inductor"
     runtimes: ClassVar[tuple[str, ...]] = ("inductor",)
 
     def apply(self, model: Model, context: Context) -> PassResult:
@@ -50,9 +48,9 @@ class Compile(Pass):
             )
         if shutil.which("g++") is None and shutil.which("clang++") is None:
             raise NotApplicable("torch's AOTInductor needs a C++ compiler, and there is none")
-        from optimize.models.export import dynamic_shapes, load_program
-
         import torch
+
+        from optimize.models.export import dynamic_shapes, load_program
 
         program = load_program(model.path)
         path = context.folder / "model.pt2"
