@@ -92,7 +92,7 @@ class Side:
     def own_ns(self) -> float | None:
         """What the runtime itself takes of a call, for the call and its nodes; None if unknown."""
         overhead = self.evidence.overhead
-        return overhead and overhead.call_ns + self.nodes * overhead.node_ns
+        return overhead.call_ns + self.nodes * overhead.node_ns if overhead else None
 
     @cached_property
     def families(self) -> dict[str, Part]:

@@ -286,8 +286,8 @@ def _hidden(side: Side, ops: Iterable[str]) -> str:
     for (product, node), count in side.evidence.graph.hidden_weights:
         if product in ops:
             return (
-                f"; the weights of {count} {product} come out of {node} nodes, where quantizers "
-                "do not see them: put fold before quantization"
+                f"; {count} {product} take their weights from {node} nodes, where a quantizer does "
+                "not see that they are constant"
             )
     return ""
 
