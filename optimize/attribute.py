@@ -5,6 +5,7 @@ ratio in decibels, 10 log10(sum x^2 / sum (y - x)^2) over all samples, with x be
 The layer to blame is not the one with the least ratio, since noise travels on, but the one whose
 output holds most noise that its inputs do not. Noise is counted as a share of all power, from 0 to
 1, so that a fall from 31 to 12 dB weighs more than one from 100 to 35, as it does for the outputs.
+Layers that the pass left alone only pass noise on, and are not blamed.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from optimize.models.run import feed, open_session
 
 CLEAN_DB = 100.0  # float32 holds 24 bits, 144 dB; beyond this a tensor counts as unharmed
 LEAST_DROP_DB, LEAST_ADDED = 1.0, 1e-4
+MASKED = 1e30  # from this magnitude on, a number means minus infinity, as in attention masks
 _AT_ONCE = 64  # tensors of one sample held in memory
 _READ_MOST = 2**31 - 2**26  # larger models keep their weights in side files
 # What only moves or stores numbers is nobody's layer.
@@ -80,10 +82,16 @@ def worst_layers(
     Raises:
         InputError: onnxruntime cannot load or run one of the models.
     """
-    graphs = _load(before), _load(after)
-    ratios = _ratios(before, after, graphs, samples)
-    old = Graph(graphs[0].graph)
-    losses = [loss for node in old.nodes for loss in _losses(old, node, ratios)]
+    protos = _load(before), _load(after)
+    old, new = (Graph(proto.graph) for proto in protos)
+    shown = _shown(old, new)
+    ratios, cast = _ratios((before, after), protos, shown, samples)
+    losses = [
+        loss
+        for node in old.nodes
+        if cast & set(node.output) or _touched(old, new, node, shown)
+        for loss in _losses(old, node, ratios)
+    ]
     harmful = [x for x in losses if x.drop_db >= LEAST_DROP_DB and _added(x) >= LEAST_ADDED]
     return tuple(sorted(harmful, key=_added, reverse=True)[:most])
 
@@ -124,30 +132,63 @@ def _load(model: Model) -> Any:
     return onnx.load(str(model.path), load_external_data=model.size_bytes < _READ_MOST)
 
 
-def _ratios(
-    before: Model, after: Model, protos: tuple[Any, Any], samples: Dataset
-) -> dict[str, float]:
-    """Signal-to-noise ratio of every tensor that is in both graphs, in dB."""
-    common = _common(Graph(protos[0].graph), Graph(protos[1].graph))
-    ratios: dict[str, float] = {}
-    with tempfile.TemporaryDirectory(prefix="optimize-layers-") as folder:
-        for start in range(0, len(common), _AT_ONCE):
-            tensors = common[start : start + _AT_ONCE]
-            pair = [
-                _showing(model, proto, tensors, Path(folder) / str(number))
-                for number, (model, proto) in enumerate(zip((before, after), protos, strict=True))
-            ]
-            ratios |= _compare(pair[0], pair[1], tensors, samples)
-    return ratios
+def _shown(old: Graph, new: Graph) -> dict[str, str]:
+    """Tensors that nodes of both graphs make, in the order of execution: old name to new name.
 
-
-def _common(old: Graph, new: Graph) -> list[str]:
-    """Names of tensors that nodes of both graphs make, in the order of execution.
-
-    A name that stands for integers on either side drops out later, by its type.
+    A tensor that is only read to be quantized is what comes out of the pair: the pair may also
+    clip, in place of a Relu that was left out.
     """
     made = {name for node in new.nodes for name in node.output if name}
-    return [name for node in old.nodes for name in node.output if name in made]
+    names = [name for node in old.nodes for name in node.output if name in made]
+    return {name: _dequantized(new, name) for name in names}
+
+
+def _dequantized(graph: Graph, tensor: str) -> str:
+    source = graph.source(tensor)
+    readers = [] if source is None else [n for n in graph.readers(source) if tensor in n.input]
+    if tensor in graph.outputs or any(n.op_type != "QuantizeLinear" for n in readers):
+        return tensor
+    pairs = [pair for n in readers for pair in graph.readers(n)]
+    ends: list[str] = [pair.output[0] for pair in pairs if pair.op_type == "DequantizeLinear"]
+    return ends[0] if ends else tensor
+
+
+def _touched(old: Graph, new: Graph, node: Any, shown: Mapping[str, str]) -> bool:
+    """Whether a pass changed a layer: its operator, inputs, weights or its output's pair."""
+    for tensor in node.output:
+        other = new.source(tensor)
+        if other is None:
+            continue
+        if shown[tensor] != tensor or other.op_type != node.op_type or other.input != node.input:
+            return True
+        for name in node.input:
+            weight, changed = old.constant(name), new.constant(name)
+            if weight is not None and (changed is None or not np.array_equal(weight, changed)):
+                return True
+    return False
+
+
+def _ratios(
+    models: tuple[Model, Model],
+    protos: tuple[Any, Any],
+    shown: Mapping[str, str],
+    samples: Dataset,
+) -> tuple[dict[str, float], set[str]]:
+    """Signal-to-noise ratio of every tensor in ``shown``, in dB, and those with another type."""
+    ratios: dict[str, float] = {}
+    cast: set[str] = set()
+    names = list(shown)
+    with tempfile.TemporaryDirectory(prefix="optimize-layers-") as folder:
+        for start in range(0, len(names), _AT_ONCE):
+            part = {name: shown[name] for name in names[start : start + _AT_ONCE]}
+            old = _showing(models[0], protos[0], [*part], Path(folder) / "before")
+            new = _showing(
+                models[1], protos[1], [*dict.fromkeys(part.values())], Path(folder) / "after"
+            )
+            found, others = _compare(old, new, part, samples)
+            ratios |= found
+            cast |= others
+    return ratios, cast
 
 
 def _showing(model: Model, proto: Any, tensors: Sequence[str], folder: Path) -> Model:
@@ -170,20 +211,23 @@ def _showing(model: Model, proto: Any, tensors: Sequence[str], folder: Path) -> 
 
 
 def _compare(
-    before: Model, after: Model, tensors: Iterable[str], samples: Dataset
-) -> dict[str, float]:
-    signal, noise = dict.fromkeys(tensors, 0.0), dict.fromkeys(tensors, 0.0)
+    before: Model, after: Model, shown: Mapping[str, str], samples: Dataset
+) -> tuple[dict[str, float], set[str]]:
+    signal, noise = dict.fromkeys(shown, 0.0), dict.fromkeys(shown, 0.0)
+    cast: set[str] = set()
     for old, new in zip(_outputs(before, samples), _outputs(after, samples), strict=True):
         for name in [*signal]:
-            x, y = old[name], new[name]
+            x, y = old[name], new[shown[name]]
             if not _comparable(x, y):
                 del signal[name]
                 continue
-            known = np.isfinite(x)  # masks hold minus infinity
+            if x.dtype != y.dtype:
+                cast.add(name)
+            known = np.abs(x) < MASKED
             wide = x[known].astype(np.float64)
             signal[name] += _power(wide)
             noise[name] += _power(y[known].astype(np.float64) - wide)
-    return {name: _decibels(power, noise[name]) for name, power in signal.items()}
+    return {name: _decibels(power, noise[name]) for name, power in signal.items()}, cast
 
 
 def _outputs(model: Model, samples: Dataset) -> Iterator[dict[str, Any]]:

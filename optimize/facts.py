@@ -142,8 +142,8 @@ def _bytes(tensor: Any) -> int:
 
     if tensor.raw_data:
         return len(tensor.raw_data)
-    size: int = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    return math.prod(tensor.dims) * size
+    size = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return int(math.prod(tensor.dims) * size)
 
 
 def _zeros(weights: Iterable[Any]) -> float:
