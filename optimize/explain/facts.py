@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from optimize.errors import InputError, first_cause
-from optimize.evidence import (
+from optimize.explain.evidence import (
     FLOAT_PRODUCTS,
     GraphFacts,
     Overhead,
@@ -24,6 +24,7 @@ from optimize.evidence import (
 )
 from optimize.models.graph import Graph, unfused_patterns
 from optimize.models.model import Model
+from optimize.worker import session_options
 
 _READ_MOST = 2**31 - 2**26  # weights beyond that are not read just to count their zeros
 _COUNTED = 1024  # elements: smaller tensors are biases and scales, whose zeros mean nothing
@@ -66,14 +67,10 @@ def session_graph(
 
     with tempfile.TemporaryDirectory(prefix="optimize-session-") as folder:
         path = Path(folder) / "session.onnx"
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        options.intra_op_num_threads = threads
+        options = session_options(dict(config), threads)
         options.optimized_model_filepath = str(path)
         side = "session.optimized_model_external_initializers_file_name"
         options.add_session_config_entry(side, "session.data")
-        for key, value in config:
-            options.add_session_config_entry(key, value)
         try:
             onnxruntime.InferenceSession(
                 str(model.path), options, providers=["CPUExecutionProvider"]

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from optimize.evidence import FLOAT_PRODUCTS, INTEGER_PRODUCTS, Evidence
+from optimize.explain.evidence import FLOAT_PRODUCTS, INTEGER_PRODUCTS, Evidence
 
 PACKED = "MatMulNBits"
 PAIRS = ("QuantizeLinear", "DequantizeLinear")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from optimize.costs import (
+from optimize.explain.costs import (
     CONVERSIONS,
     CONVOLUTIONS,
     MATRICES,
@@ -24,7 +24,7 @@ from optimize.costs import (
     named,
     total,
 )
-from optimize.evidence import FLOAT_PRODUCTS, INTEGER_PRODUCTS, Evidence
+from optimize.explain.evidence import FLOAT_PRODUCTS, INTEGER_PRODUCTS, Evidence
 
 FASTER = 1.1  # from this ratio of medians on, a variant counts as faster than its source
 MOST, MOST_IF_FASTER = 4, 2
