@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +103,7 @@ class Net:
         return self
 
     def save(self, graph: GraphMaker, *shown: str) -> Model:
-        outputs = {name: ("float32", None) for name in (self.at, *shown)}
+        outputs = dict.fromkeys((self.at, *shown), ("float32", None))
         return graph(self.nodes, IMAGE, outputs, self.weights)
 
 
@@ -162,7 +163,7 @@ def test_uneven_channels_no_longer_ruin_int8_per_tensor(
     net = Net(1, 10).conv(16).between("Relu").conv(depthwise=True).between("Relu").conv(16)
     # What one layer scales up the next one takes back, as trained networks do.
     flat = [name for name in net.weights if name.startswith("w")]
-    for first, second in zip(flat[:-1], flat[1:], strict=True):
+    for first, second in pairwise(flat):
         ranges = np.abs(net.weights[first]).reshape(16, -1).max(1)
         axis = 0 if net.weights[second].shape[1] == 1 else 1
         shape = [-1 if a == axis else 1 for a in range(4)]
