@@ -64,9 +64,7 @@ def sources(
 
 
 @pytest.fixture(scope="module")
-def builder(
-    sources: Sources, data: Dataset, tmp_path_factory: pytest.TempPathFactory
-) -> Builder:
+def builder(sources: Sources, data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Builder:
     folder = tmp_path_factory.mktemp("built")
     return Builder(sources, Context(folder, data.take(range(4)), data, isa=ISA), run_pass)
 
@@ -430,7 +428,12 @@ def test_a_program_comes_back_and_exports_again(
 
 
 def test_the_export_pass_gives_the_source_again(
-    sources: Sources, data: Dataset, tmp_path: Path, digits: Digits, digits_logits: Any, outputs: Any
+    sources: Sources,
+    data: Dataset,
+    tmp_path: Path,
+    digits: Digits,
+    digits_logits: Any,
+    outputs: Any,
 ) -> None:
     assert sources.program is not None
     result = Export()(sources.program, Context(tmp_path, data))
