@@ -11,6 +11,7 @@ from optimize.passes.base import Pass
 GROUP = "tailfit.passes"
 
 _BUILT_IN: dict[str, str] = {
+    "prune": "optimize.passes.prune:Prune",
     "fold": "optimize.passes.fold:Fold",
     "fuse": "optimize.passes.fuse:Fuse",
     "fp16": "optimize.passes.fp16:Fp16",
