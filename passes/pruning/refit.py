@@ -2,21 +2,14 @@
 
 Layers are taken in the order of computation. Each is given the inputs that it gets in the pruned
 graph, whose earlier layers have been refitted, and the values of the original graph to reproduce,
-so that the errors of earlier layers are compensated, too. Two regressions are tried:
-
-- *direct*: the layer's outputs on its inputs (patches of them for convolutions). Exact, but for
-  large kernels the patches are too long to solve for, or more than there are positions.
-- *channels*: the layer's original input channels on those that it still gets, place by place; what
-  stands in for a channel is then multiplied into the weights. The number of unknowns does not
-  depend on the kernel or on how often a flattened channel is read.
-
-The ridge pulls both towards the weights as cut. A fifth of the samples decides which regression
-and which ridge is used, and whether any is.
+so that the errors of earlier layers are compensated, too. The regressions in ``regression`` are
+tried with several ridges, which pull towards the weights as cut. A fifth of the samples, which
+nothing is fitted to, decides which solution is used, and whether any is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,20 +19,12 @@ from optimize.models.data import Dataset
 from optimize.passes.pruning.graph import Array, attribute, constants, put, set_nodes, values
 from optimize.passes.pruning.groups import Dependencies, Keep, layer_name
 from optimize.passes.pruning.layers import Layer, layers
-from optimize.passes.pruning.normal import Matrix, Normal
+from optimize.passes.pruning.normal import Matrix
 from optimize.passes.pruning.patches import explicit_pads
-from optimize.passes.pruning.regression import (
-    ByChannel,
-    Direct,
-    Regression,
-    Solution,
-    as_coefficients,
-)
+from optimize.passes.pruning.regression import Channels, Outputs, as_weights, coefficients
 from optimize.passes.pruning.shrink import finish, kept
 
 RIDGES = (1e-6, 1e-4, 1e-2, 1.0)
-DIRECT_MOST = 2304  # unknowns of a direct regression: 256 channels under a 3x3 kernel
-ROWS_PER_UNKNOWN, ROWS_LEAST = 16, 8192
 HELD_OUT = 5  # every fifth sample
 
 
@@ -78,27 +63,21 @@ def refit(
     result.CopyFrom(pruned)
     done = []
     for layer in layers(original, found):
-        node = layer.node
-        if keep[layer.inputs].all() or {attribute(node, "alpha", 1), attribute(node, "beta", 1)} != {1}:
+        if keep[layer.inputs].all() or not _solvable(layer.node):
             continue
-        weights = _cut_outputs(original, layer, found, keep)
-        problem = _Problem(original, result, layer, weights, keep)
+        problem = _Problem(original, result, layer, _cut_outputs(original, layer, found, keep), keep)
         best, report = problem.solved(samples, np.random.default_rng(seed))
         if best is not None:
-            _set(result, problem.left, best)
+            _set(result, problem.left, *best)
         done.append(report)
     finish(result)
     return result, done
 
 
-def _cut_outputs(original: Any, layer: Layer, found: Dependencies, keep: Keep) -> _Original:
-    """The layer's original weights for those of its outputs that stay."""
-    weight = constants(original)[layer.node.input[1]]
-    places = kept(found.uses[layer.index, 1], keep)
-    axis = 1 - layer.input_axis
-    outputs = places[axis]
-    cut = weight if outputs is None else np.take(weight, outputs, axis)
-    return _Original(layer.matrix(cut), outputs)
+def _solvable(node: Any) -> bool:
+    """Scaled products are rare, and the positions of transposed convolutions overlap."""
+    scaled = attribute(node, "alpha", 1.0) != 1 or attribute(node, "beta", 1.0) != 1
+    return node.op_type != "ConvTranspose" and explicit_pads(node) and not scaled
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +88,15 @@ class _Original:
     outputs: Array | None
 
 
+def _cut_outputs(original: Any, layer: Layer, found: Dependencies, keep: Keep) -> _Original:
+    """The layer's original weights for those of its outputs that stay."""
+    weight = constants(original)[layer.node.input[1]]
+    axis = 1 - layer.input_axis
+    outputs = kept(found.uses[layer.index, 1], keep)[axis]
+    cut = weight if outputs is None else np.take(weight, outputs, axis)
+    return _Original(layer.matrix(cut), outputs)
+
+
 class _Problem:
     """One layer to refit."""
 
@@ -116,80 +104,68 @@ class _Problem:
         self, original: Any, pruned: Any, layer: Layer, given: _Original, keep: Keep
     ) -> None:
         self._original, self._pruned, self._layer, self._given = original, pruned, layer, given
+        self._stays = keep[layer.inputs]
         nodes = list(pruned.graph.node)
-        outputs = [node.output[0] for node in nodes]
-        index = outputs.index(layer.node.output[0])
-        self.left = Layer(index, nodes[index], layer.inputs[keep[layer.inputs]])
+        index = [node.output[0] for node in nodes].index(layer.node.output[0])
+        self.left = Layer(index, nodes[index], layer.inputs[self._stays])
         weights = constants(pruned)
-        self._array = weights[self.left.node.input[1]]
+        array = weights[self.left.node.input[1]]
+        self._kernel = tuple(array.shape[2:])
+        self._weights = self.left.matrix(array)
         bias = self.left.node.input[2] if len(self.left.node.input) > 2 else ""
-        self._bias = np.asarray(weights.get(bias, np.zeros(1)), np.float64)
+        self._bias = weights.get(bias, np.zeros(1))
 
     def solved(
         self, samples: Dataset, rng: np.random.Generator
-    ) -> tuple[Solution | None, Refit]:
-        """The best weights and bias, None if nothing is better than the weights as cut."""
-        direct, by_channel = self._regressions(len(samples), rng)
-        self._collect([r for r in (direct, by_channel) if r is not None], samples)
-        judge: Regression = direct or by_channel
-        fitted, held_out = judge.normals
-        if not held_out.rows:
-            held_out = fitted
-        plain = held_out.loss(judge.prior, judge.weight)
-        losses = {}
-        for regression in filter(None, (by_channel, direct)):
-            for ridge in RIDGES:
-                coefficients = regression.normals[0].solve(regression.prior, ridge)
-                if regression is not judge:
-                    coefficients = as_coefficients(regression.solution(coefficients))
-                losses[regression, ridge] = held_out.loss(coefficients, judge.weight)
-        (regression, ridge), least = min(losses.items(), key=lambda item: item[1])
-        spread = max(held_out.spread(judge.weight), np.finfo(float).tiny)
-        name = layer_name(self._layer.node)
-        if not least < plain:
-            return None, Refit(name, plain / spread, plain / spread)
-        everything: Normal = regression.normals[0] + regression.normals[1]
-        best = regression.solution(everything.solve(regression.prior, ridge))
-        return best, Refit(name, plain / spread, least / spread)
+    ) -> tuple[tuple[Matrix, Matrix] | None, Refit]:
+        """The best weights and bias to add; None if nothing is better than the weights as cut."""
+        count = len(samples)
+        outputs = Outputs(self.left, self._kernel, self._weights, self._bias, count, rng)
+        channels = Channels(self._layer, self._stays, self._given.weights, count, rng)
+        self._collect(outputs, channels, samples)
+        plain = coefficients(self._weights, np.zeros(self._weights.shape[1]))
+        spread = max(outputs.judge.spread(), np.finfo(float).tiny)
+        before = least = outputs.judge.loss(plain)
+        best = plain
+        for candidate in self._candidates(outputs, channels, plain):
+            loss = outputs.judge.loss(candidate)
+            if loss < least:
+                best, least = candidate, loss
+        report = Refit(layer_name(self._layer.node), before / spread, least / spread)
+        found = None if best is plain else as_weights(best, self._weights.shape[2])
+        return found, report
 
-    def _regressions(
-        self, count: int, rng: np.random.Generator
-    ) -> tuple[Direct | None, ByChannel]:
-        node, kernel = self.left.node, self._array.shape[2:]
-        channels = len(np.unique(self.left.inputs))
-        by_channel = ByChannel(
-            self._layer, self.left, self._given.weights, _rows(channels, count), rng
-        )
-        size = self.left.inputs.size * int(np.prod(kernel))
-        able = node.op_type in ("Gemm", "MatMul") or (node.op_type == "Conv" and explicit_pads(node))
-        if not able or size > DIRECT_MOST:
-            return None, by_channel
-        weights = self.left.matrix(self._array)
-        most = _rows(size, count)
-        return Direct(self.left, weights, kernel, self._bias, most, rng), by_channel
+    def _candidates(
+        self, outputs: Outputs, channels: Channels, plain: Matrix
+    ) -> Iterator[Matrix]:
+        """All solutions; those with few rows an unknown also start from the best by channel."""
+        by_channel = [found for ridge in RIDGES for found in channels.solutions(ridge)]
+        yield from by_channel
+        start = min((plain, *by_channel), key=outputs.judge.loss)
+        for ridge in RIDGES:
+            yield outputs.fitted.solve(start, ridge)
 
-    def _collect(self, regressions: Sequence[Regression], samples: Dataset) -> None:
+    def _collect(self, outputs: Outputs, channels: Channels, samples: Dataset) -> None:
         given, made = self._layer.node.input[0], self._layer.node.output[0]
         pairs = zip(
             values(self._original, [given, made], samples),
             values(self._pruned, [given], samples),
             strict=True,
         )
+        few = len(samples) < HELD_OUT
         for index, ((before, wanted), (after,)) in enumerate(pairs):
             if self._given.outputs is not None:
                 wanted = np.take(wanted, self._given.outputs, self._layer.channel_axis)
-            for regression in regressions:
-                regression.add(index % HELD_OUT == HELD_OUT - 1, before, wanted, after)
+            held_out = index % HELD_OUT == HELD_OUT - 1
+            if held_out or few:
+                outputs.add(True, wanted, after)
+            if not held_out:
+                outputs.add(False, wanted, after)
+                channels.add(before, after)
 
 
-def _rows(unknowns: int, samples: int) -> int:
-    """How many rows to take of each sample."""
-    return -(-max(ROWS_LEAST, ROWS_PER_UNKNOWN * unknowns) // samples)
-
-
-def _set(proto: Any, layer: Layer, solution: Solution) -> None:
-    """Give a layer its new weights, in place."""
-    matrix, more = solution
+def _set(proto: Any, layer: Layer, matrix: Matrix, more: Matrix) -> None:
+    """Give a layer its new weights and add to its bias, in place."""
     node, known = layer.node, constants(proto)
     old = known[node.input[1]]
     name = f"{node.output[0]}.refit.weight"
