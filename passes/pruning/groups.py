@@ -117,7 +117,9 @@ def _width(
     for layer in layers:
         for axis in axes.get(proto.graph.node[layer].output[0], ()):
             if axis is not None:
-                most = max(most, int(np.bincount(axis, minlength=max(channels) + 1)[channels].max()))
+                most = max(
+                    most, int(np.bincount(axis, minlength=max(channels) + 1)[channels].max())
+                )
     return most
 
 

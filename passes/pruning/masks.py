@@ -48,7 +48,9 @@ def unstructured(proto: Any, ratio: float, everywhere: bool) -> Masked:
         masks = dict(zip(scores, np.split(gone, ends), strict=True))
     else:
         masks = {name: _least(score.ravel(), ratio) for name, score in scores.items()}
-    return _with_zeros(proto, {name: mask.reshape(found[name][0].shape) for name, mask in masks.items()})
+    return _with_zeros(
+        proto, {name: mask.reshape(found[name][0].shape) for name, mask in masks.items()}
+    )
 
 
 def two_of_four(proto: Any) -> Masked:

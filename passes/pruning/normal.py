@@ -38,9 +38,7 @@ class Normal:
         scale = float(np.trace(self._gram[:k, :k])) / max(k, 1)
         pull = np.full(k + 1, max(ridge * scale, np.finfo(float).tiny))
         pull[k] = 1e-9 * max(float(self._gram[k, k]), 1.0)
-        change = np.linalg.solve(
-            self._gram + np.diag(pull), self._cross - self._gram @ prior
-        )
+        change = np.linalg.solve(self._gram + np.diag(pull), self._cross - self._gram @ prior)
         solved: Matrix = prior + change
         return solved
 

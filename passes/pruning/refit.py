@@ -65,7 +65,9 @@ def refit(
     for layer in layers(original, found):
         if keep[layer.inputs].all() or not _solvable(layer.node):
             continue
-        problem = _Problem(original, result, layer, _cut_outputs(original, layer, found, keep), keep)
+        problem = _Problem(
+            original, result, layer, _cut_outputs(original, layer, found, keep), keep
+        )
         best, report = problem.solved(samples, np.random.default_rng(seed))
         if best is not None:
             _set(result, problem.left, *best)
@@ -135,9 +137,7 @@ class _Problem:
         found = None if best is plain else as_weights(best, self._weights.shape[2])
         return found, report
 
-    def _candidates(
-        self, outputs: Outputs, channels: Channels, plain: Matrix
-    ) -> Iterator[Matrix]:
+    def _candidates(self, outputs: Outputs, channels: Channels, plain: Matrix) -> Iterator[Matrix]:
         """All solutions; those with few rows an unknown also start from the best by channel."""
         by_channel = [found for ridge in RIDGES for found in channels.solutions(ridge)]
         yield from by_channel

@@ -51,9 +51,7 @@ def kept_channels(
         if scope == "layer"
         else _cheapest(orders, ratio)
     )
-    for group, order, count, multiple in zip(
-        found.groups, orders, counts, multiples, strict=True
-    ):
+    for group, order, count, multiple in zip(found.groups, orders, counts, multiples, strict=True):
         keep[order.channels[: _rounded(group, count, multiple)]] = False
     return keep
 

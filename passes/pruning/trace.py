@@ -49,7 +49,9 @@ class Node:
     def kind(self) -> str:
         """The operator, with its domain unless it is the default one."""
         domain = self.proto.domain
-        return self.proto.op_type if domain in ("", "ai.onnx") else f"{domain}::{self.proto.op_type}"
+        return (
+            self.proto.op_type if domain in ("", "ai.onnx") else f"{domain}::{self.proto.op_type}"
+        )
 
     def name(self, position: int) -> str:
         """The name of an input; empty if it is left out."""
