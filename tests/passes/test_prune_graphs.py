@@ -17,7 +17,7 @@ from optimize.passes.pruning.graph import measured_shapes, plain
 from optimize.passes.pruning.groups import Dependencies, dependencies
 from optimize.passes.pruning.shrink import shrink
 
-QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def images(count: int = 2) -> Dataset:
