@@ -57,7 +57,8 @@ def _fold(proto: Any) -> None:
 
     graph = proto.graph
     known = {tensor.name for tensor in graph.initializer}
-    chosen, others = [], []
+    chosen: list[Any] = []
+    others: list[Any] = []
     for node in graph.node:
         fixed = node.op_type in _FOLDED and all(name in known for name in node.input if name)
         (chosen if fixed else others).append(node)

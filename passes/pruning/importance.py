@@ -163,7 +163,7 @@ def _eliminated(group: Group, parts: Sequence[_Part], count: int) -> Order:
     order: list[int] = []
     losses: list[float] = []
     while len(order) < min(count, size - 1):
-        costs = sum(
+        costs: Array = sum(  # type: ignore[assignment]  # of at least one part
             np.diag(gram) / np.where(left, np.diag(inverse), 1) / part.total
             for gram, inverse, part in zip(grams, inverses, parts, strict=True)
         )

@@ -346,11 +346,11 @@ def _shape(node: Node) -> None:
 def _picked(reader: Any, constants: Mapping[str, Array], lengths: list[int]) -> list[int]:
     """Which of the lengths that a Shape gives its reader takes."""
     given = [constants.get(name) for name in reader.input[1:]]
-    if reader.op_type == "Gather" and given[0] is not None:
-        return [lengths[int(i)] for i in np.ravel(given[0])]
-    if reader.op_type == "Slice" and all(value is not None for value in given):
-        start, stop = (int(np.ravel(value)[0]) for value in given[:2])
-        return lengths[start:stop]
+    known = [np.ravel(value) for value in given if value is not None]
+    if reader.op_type == "Gather" and known:
+        return [lengths[int(i)] for i in known[0]]
+    if reader.op_type == "Slice" and len(known) == len(given):
+        return lengths[int(known[0][0]) : int(known[1][0])]
     return lengths
 
 

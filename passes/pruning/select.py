@@ -66,7 +66,8 @@ def _cheapest(orders: Sequence[Order], ratio: float) -> list[int]:
         losses.append(np.maximum.accumulate(able))
         groups.append(np.full(len(able), number))
     ranked = np.argsort(np.concatenate(losses), kind="stable")[: round(ratio * total)]
-    return np.bincount(np.concatenate(groups)[ranked], minlength=len(orders)).tolist()
+    counts = np.bincount(np.concatenate(groups)[ranked], minlength=len(orders))
+    return [int(count) for count in counts]
 
 
 def _rounded(group: Group, count: int, multiple: int) -> int:

@@ -151,7 +151,7 @@ class _Cutter:
         return self._shapes[name][axis] if labels is None else int(self._keep[labels].sum())
 
     def _opset(self) -> int:
-        return max(o.version for o in self._proto.opset_import if o.domain in ("", "ai.onnx"))
+        return max(int(o.version) for o in self._proto.opset_import if o.domain in ("", "ai.onnx"))
 
 
 def _set(node: Any, name: str, value: Any) -> None:
