@@ -11,11 +11,11 @@ from optimize.passes.base import Pass
 GROUP = "tailfit.passes"
 
 _BUILT_IN: dict[str, str] = {
-    "prune": "optimize.passes.prune:Prune",
     "fold": "optimize.passes.fold:Fold",
     "fuse": "optimize.passes.fuse:Fuse",
     "fp16": "optimize.passes.fp16:Fp16",
     "int8": "optimize.passes.int8:Int8",
+    "prune": "optimize.passes.prune:Prune",
 }
 
 
