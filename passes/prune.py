@@ -96,7 +96,7 @@ class Prune(Pass):
         result = shrink(proto, found, shapes, keep)
         notes = [_summary(proto, result, found, keep), *_untouched(proto, found)]
         if self.refit:
-            result, done = refit(proto, result, found, keep, calibration, context.seed)
+            result, done, left_out = refit(proto, result, found, keep, calibration, context.seed)
             before, after = (
                 sum(getattr(one, name) for one in done) / max(len(done), 1)
                 for name in ("before", "after")
@@ -105,6 +105,8 @@ class Prune(Pass):
                 f"{len(done)} layers refitted by least squares in place of training: error of "
                 f"their outputs {before:.2%} -> {after:.2%} of the variance, on samples held out"
             )
+            if left_out:
+                notes.append(f"cannot be refitted (transposed or scaled): {_listed(left_out)}")
         return PassResult(save_proto(result, context), True, tuple(notes))
 
     def _kept(

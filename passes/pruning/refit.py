@@ -46,8 +46,8 @@ class Refit:
 
 def refit(
     original: Any, pruned: Any, found: Dependencies, keep: Keep, samples: Dataset, seed: int
-) -> tuple[Any, list[Refit]]:
-    """Refit all layers that read pruned channels.
+) -> tuple[Any, list[Refit], list[str]]:
+    """Refit all layers that read pruned channels; also name those that cannot be refitted.
 
     Args:
         original: the plain graph.
@@ -61,9 +61,13 @@ def refit(
 
     result = onnx.ModelProto()
     result.CopyFrom(pruned)
-    done = []
+    done: list[Refit] = []
+    left_out: list[str] = []
     for layer in layers(original, found):
-        if keep[layer.inputs].all() or not _solvable(layer.node):
+        if keep[layer.inputs].all():
+            continue
+        if not _solvable(layer.node):
+            left_out.append(layer_name(layer.node))
             continue
         problem = _Problem(
             original, result, layer, _cut_outputs(original, layer, found, keep), keep
@@ -73,7 +77,7 @@ def refit(
             _set(result, problem.left, *best)
         done.append(report)
     finish(result)
-    return result, done
+    return result, done, left_out
 
 
 def _solvable(node: Any) -> bool:
