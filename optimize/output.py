@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from optimize.errors import InputError, OptimizeError
-from optimize.models.model import FILE_NAME, Model
+from optimize.models.model import FILE_NAME, Model, Signature
 
 MANIFEST = "manifest.json"
 REPORT = "report.json"
@@ -82,13 +82,60 @@ def write(
         raise OptimizeError(f"{folder} cannot be written: {error.strerror}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return folder / FILE_NAME if artefact else None
+    return folder / file_name(artefact) if artefact else None
+
+
+def file_name(artefact: Model) -> str:
+    """What the file to load is called in a result folder."""
+    return FILE_NAME if artefact.format == "onnx" else f"model{artefact.path.suffix}"
+
+
+def is_result(folder: Path) -> bool:
+    """Whether a folder was written by :func:`write`."""
+    return folder.is_dir() and _ours(folder)
+
+
+def read_artefact(folder: Path, signature: Signature) -> tuple[Model, str]:
+    """The model in a result folder, with its options, and the runtime that serves it.
+
+    Args:
+        folder: for which :func:`is_result` holds.
+        signature: of the source, for formats that do not tell.
+
+    Raises:
+        InputError: it holds no model, or a damaged one.
+    """
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    name = manifest.get("model", FILE_NAME)
+    if manifest.get("chain") is None or not (folder / name).is_file():
+        raise InputError(f"{folder} holds no model: no variant was kept when it was made")
+    if manifest.get("format", "onnx") == "onnx":
+        model = Model.read(folder / name)
+    else:
+        members = [folder / file for file in manifest["members"]]
+        model = Model.of(manifest["format"], members, signature)
+    if model.digest != manifest["model_digest"]:
+        raise InputError(f"{folder} is damaged: {name} was changed since")
+    return model.configured(manifest.get("config", {})), str(manifest["runtime"])
+
+
+def members(artefact: Model) -> list[str]:
+    """Names in the result folder of all files of a model."""
+    return [_name(artefact, file) for file in artefact.files]
+
+
+def _name(artefact: Model, file: Path) -> str:
+    if file == artefact.path:
+        return file_name(artefact)
+    if artefact.format != "onnx":
+        return f"model{file.suffix}"
+    # External data stays where the graph says it is, relative to the graph.
+    return file.relative_to(artefact.path.parent).as_posix()
 
 
 def _copy(artefact: Model, folder: Path) -> None:
     for file in artefact.files:
-        # External data stays where the graph says it is, relative to the graph.
-        name = file.relative_to(artefact.path.parent) if file != artefact.path else FILE_NAME
+        name = _name(artefact, file)
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, folder / name)
 
