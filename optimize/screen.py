@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from optimize.budgets.accuracy import Accuracy, Outputs, Scores, compare
-from optimize.budgets.profile import paired_ratio
+from optimize.budgets.profile import Profile, paired_ratio
 from optimize.budgets.verdict import Requirement, Verdict, judge, weigh
 from optimize.build import Variant
 from optimize.choose import rank
@@ -139,6 +139,10 @@ class Screening:
     def rows(self) -> list[VariantReport]:
         """What is known now about every variant that was built."""
         return [self._row(candidate) for candidate in self._candidates]
+
+    def profiles(self) -> dict[str, Profile]:
+        """What was measured of every variant, as its row shows it."""
+        return {c.contender.name: c.contender.profile for c in self._candidates}
 
     def close(self) -> None:
         """End all worker processes."""
