@@ -1,7 +1,7 @@
 """The page's interactive plots, as plotly.js takes them.
 
-Colours are names of the page's style sheet such as ``@kept``; the page puts in what the light or
-the dark theme says. Names of variants are escaped: plotly.js reads a little HTML in its texts.
+Colours are names of the page's style sheet such as ``@kept``, or ``@kept/0.5`` for half of it; the
+page puts in what the light or the dark theme says. Names of variants are escaped: plotly.js reads a little HTML in its texts.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SYMBOLS = {
 DASHES = ("solid", "dash", "dot", "dashdot")
 SERIES = 6
 # All variants together: a page of 60 stays small, and a page of one is not coarse.
-MOST_POINTS, POINTS_EACH = 40_000, 1_200
+MOST_POINTS, POINTS_EACH = 20_000, 1_200
 WIDTH = 64
 
 
@@ -93,10 +93,11 @@ def _by_status(view: View, points: tuple[Point, ...], edge: float) -> Iterator[T
             "name": STATUS[status],
             "x": [p.latency.value for p in own],
             "y": [p.accuracy.value for p in own],
-            "error_x": _bars([p.latency for p in own], f"@{status}", edge * 10),
-            "error_y": _bars([p.accuracy for p in own], f"@{status}", math.inf),
+            "error_x": _bars([p.latency for p in own], f"@{status}/0.5", edge * 10),
+            "error_y": _bars([p.accuracy for p in own], f"@{status}/0.5", math.inf),
             "marker": {
                 "symbol": symbol,
+                "opacity": 1,
                 "size": [17 if c else 12 for c in chosen],
                 "color": f"@{status}",
                 "line": {"color": "@ink", "width": [2.5 if c else 0.8 for c in chosen]},
@@ -174,12 +175,12 @@ def _labels(
     if limit is not None:
         yield {
             **plain, "text": f"budget {limit:g} ms", "x": math.log10(limit), "yref": "paper",
-            "y": 1, "yanchor": "bottom",
+            "y": 1, "yanchor": "bottom", "xanchor": _side(limit, x),
         }  # fmt: skip
     if floor is not None:
         yield {
-            **plain, "text": f"floor {floor:.4g}", "xref": "paper", "x": 1, "y": floor,
-            "xanchor": "right", "yanchor": "top",
+            **plain, "text": f"floor {floor:.4g}", "xref": "paper", "x": 0, "y": floor,
+            "xanchor": "left", "yanchor": "top",
         }  # fmt: skip
     named = [("source", view.source), ("chosen", view.chosen)]
     for name, variant in named:
@@ -191,7 +192,7 @@ def _labels(
                     "x": math.log10(point.latency.value),
                     "y": point.accuracy.value,
                     "ax": -38 if right else 38,
-                    "ay": -34,
+                    "ay": 40 if name == "chosen" else -38,
                     "arrowcolor": "@ink",
                     "arrowwidth": 1,
                     "arrowhead": 0,
@@ -216,6 +217,7 @@ def distribution(view: View) -> Figure | None:
     values = [value for trace in traces for value in trace["x"]]
     limits = [b for b in view.report.budgets if b.unit == "ns"]
     low, high = shapes.log_range([*values, *(b.limit / 1e6 for b in limits)])
+    low /= (high / low) ** 0.1  # the figures of the fastest stand to its left
     most = max(max(trace["y"]) for trace in traces)
     heights = {float(shapes.tail_height(s)): text for s, text in shapes.PERCENTS.items()}
     layout = {
@@ -237,7 +239,8 @@ def distribution(view: View) -> Figure | None:
         "annotations": [
             {
                 "text": _escaped(b.text), "x": math.log10(b.limit / 1e6), "yref": "paper", "y": 1,
-                "yanchor": "bottom", "showarrow": False, "font": {"color": "@limit", "size": 12},
+                "yanchor": "bottom", "xanchor": _side(b.limit / 1e6, (low, high)),
+                "showarrow": False, "font": {"color": "@limit", "size": 12},
             }
             for b in limits
         ],
@@ -270,7 +273,8 @@ def _curve(view: View, index: int, variant: VariantReport) -> Iterator[Trace]:
         "showlegend": False,
         "x": _short(np.array(list(marks.values()))),
         "y": _short(shapes.tail_height(np.array(shares))),
-        "text": [f"{q} {ms:.3g}" for q, ms in marks.items()],
+        # No-break spaces keep the text off its dot.
+        "text": [f"\u00a0{q} {ms:.3g}\u00a0" for q, ms in marks.items()],
         "textposition": "middle left" if variant is view.chosen else "middle right",
         "textfont": {"size": 11, "color": "@ink"},
         "marker": {"size": 8, "symbol": "circle", "color": style["line"]["color"]},
@@ -315,24 +319,24 @@ def _series(
     places = shapes.thinned(timings, most)
     busy = timings.disturbed[places]
     style = _style(view, index, variant)
-    yield {
-        **style,
-        "mode": "markers",
-        "x": _short(timings.at_s[places]),
-        "y": _short(timings.ns[places] / 1e6),
-        "marker": {
-            "size": 5,
-            "opacity": 0.55,
-            "color": style["line"]["color"],
-            "symbol": ["x-thin-open" if b else "circle" for b in busy] if busy.any() else "circle",
-        },
-        "hovertemplate": "%{y:.4g} ms at %{x:.4g} s",
-    }
+    kinds = ((places[~busy], "circle", ""), (places[busy], "x", ", the machine was disturbed"))
+    for own, symbol, aside in kinds:
+        if own.size:
+            yield {
+                **style,
+                "mode": "markers",
+                "showlegend": False,
+                "x": _short(timings.at_s[own]),
+                "y": _short(timings.ns[own] / 1e6),
+                "marker": {
+                    "size": 5, "opacity": 0.5, "color": style["line"]["color"], "symbol": symbol,
+                },
+                "hovertemplate": f"%{{y:.4g}} ms at %{{x:.4g}} s{aside}",
+            }  # fmt: skip
     at, medians = shapes.block_medians(timings)
     yield {
         **style,
         "mode": "lines",
-        "showlegend": False,
         "x": _short(at),
         "y": _short(medians),
         "hovertemplate": "median of its block: %{y:.4g} ms",
@@ -358,6 +362,11 @@ def _style(view: View, index: int, variant: VariantReport) -> Trace:
         "legendgroup": str(index),
         "line": {"color": colour, "width": width, "dash": dash},
     }
+
+
+def _side(ms: float, x: tuple[float, float]) -> str:
+    """Where a text is anchored so that it stays within the plot."""
+    return "right" if ms > math.sqrt(x[0] * x[1]) else "left"
 
 
 def _log_axis(low: float, high: float, title: str) -> Trace:

@@ -78,7 +78,7 @@ def _content(shown: View) -> dict[str, Any]:
         "headline": headline(shown),
         "facts": facts(shown),
         "status": STATUS,
-        "figures": {name: figure for name, figure in plots.items() if figure},
+        "figures": plots,
         "rows": [Row.of(shown, index, v) for index, v in enumerate(report.variants)],
         "waterfall": list(bars(shown.stages())),
         "parts": _parts(shown),
@@ -91,52 +91,61 @@ def _content(shown: View) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class Cell:
+    """A cell of the table.
+
+    Attributes:
+        number: what it is sorted by; None if it was not measured.
+        small: what stands below the text, smaller.
+    """
+
+    heading: str
+    text: str = ""
+    number: float | None = None
+    small: str = ""
+
+
+@dataclass(frozen=True)
 class Row:
-    """A line of the table: what it shows, and the numbers it is sorted by."""
+    """A line of the table."""
 
     index: int
     variant: VariantReport
     chosen: bool
-    bound: float | None
-    cells: tuple[tuple[str, str, float | None], ...]
+    cells: tuple[Cell, ...]
 
     @classmethod
     def of(cls, shown: View, index: int, variant: VariantReport) -> Row:
         """Lay out a variant."""
-        bound = view.bound_ms(variant)
-        return cls(
-            index, variant, variant is shown.chosen, bound, tuple(_cells(shown, variant, bound))
-        )
+        return cls(index, variant, variant is shown.chosen, tuple(_cells(shown, variant)))
 
 
-def _cells(
-    shown: View, variant: VariantReport, bound: float | None
-) -> Iterator[tuple[str, str, float | None]]:
-    """Heading, text and sorting number of every column after variant and status."""
+def _cells(shown: View, variant: VariantReport) -> Iterator[Cell]:
+    """Every column after variant and status."""
     latency, accuracy = variant.latency, variant.accuracy
-    p50 = latency.p50_ms if latency else None
-    yield "p50 ms", _digits(p50), p50
-    for quantity in ("p95", "p99"):
-        value = view.percentile(latency, quantity).value if latency else None
-        yield f"{quantity} ms", _digits(value), value
-    interval = view.percentile(latency, "p99") if latency else None
-    ends = f"{_digits(interval.low)} – {_digits(interval.high)}" if interval else ""
-    worst = interval.high if interval else None
-    yield f"p99 {shown.report.settings.confidence:.0%} bounds", ends, worst
-    calls = latency.samples if latency else None
-    yield "calls", str(calls or ""), calls
-    yield "speed", f"{variant.speedup:.2f}x" if variant.speedup else "", variant.speedup
-    value = accuracy.value if accuracy else None
-    yield shown.metric, f"{value:.4f}" if value is not None else "", value
-    span = f"{accuracy.low:.4f} – {accuracy.high:.4f}" if accuracy else ""
-    yield "its interval", span, accuracy.low if accuracy else None
-    change = accuracy.change if accuracy else None
-    yield "change", f"{change:+.4f}" if change is not None else "", change
+    for quantity in ("p50", "p95", "p99"):
+        heading = f"{quantity} ms"
+        if latency is None:
+            yield Cell(heading)
+            continue
+        ms = view.percentile(latency, quantity)
+        ends = f"{_digits(ms.low)} – {_digits(ms.high)}" if quantity == "p99" else ""
+        yield Cell(heading, f"{ms.value:.4g}", ms.value, ends)
+    yield Cell("calls", str(latency.samples), latency.samples) if latency else Cell("calls")
+    ratio = variant.speedup
+    yield Cell("speed", f"{ratio:.2f}x", ratio) if ratio else Cell("speed")
+    if accuracy is None:
+        yield from (Cell(shown.metric), Cell("change"))
+    else:
+        ends = f"{accuracy.low:.4f} – {accuracy.high:.4f}"
+        yield Cell(shown.metric, f"{accuracy.value:.4f}", accuracy.value, ends)
+        yield Cell("change", f"{accuracy.change:+.4f}", accuracy.change)
     size = variant.size_bytes
-    yield "size", format_bytes(size) if size else "", size
+    yield Cell("size", format_bytes(size), size) if size else Cell("size")
     if any(map(view.bound_ms, shown.report.variants)):
-        times = p50 / bound if p50 and bound else None
-        yield "p50 / bound", f"{times:.2f}x" if times else "", times
+        bound = view.bound_ms(variant)
+        times = latency.p50_ms / bound if latency and bound else None
+        yield Cell("p50 / bound", f"{times:.2f}x", times) if times else Cell("p50 / bound")
 
 
 @dataclass(frozen=True)
@@ -191,7 +200,7 @@ def _part(latency: LatencyReport | None, name: str) -> float:
 
 
 def _digits(value: float | None) -> str:
-    return "?" if value is None else f"{value:.4g}"
+    return "?" if value is None else f"{value:.3g}"
 
 
 def _ms(value: float | None) -> str:

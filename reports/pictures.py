@@ -49,7 +49,8 @@ def pictures(view: View) -> dict[str, bytes]:
     # Neither a user's own style file nor the name of a variant may change what is drawn.
     with mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams.update(_STYLE)
+        for name, value in _STYLE.items():
+            mpl.rcParams[name] = value  # type: ignore[index]  # typed as a union of literals
         for name, draw in ((TRADEOFF, _tradeoff), (DISTRIBUTION, _distribution)):
             figure = Figure(figsize=SIZE_INCHES, dpi=DPI, layout="constrained")
             if draw(view, figure.subplots()):
@@ -132,7 +133,8 @@ def _call_out(axes: Axes, point: Point, role: str, middle: float) -> None:
     text = role if name == "source" else f"{role}: {name[:LABEL]}{'…' * (len(name) > LABEL)}"
     axes.annotate(
         text, (point.latency.value, point.accuracy.value), textcoords="offset points",
-        xytext=(-24 if right else 24, 26), ha="right" if right else "left", color=INK,
+        xytext=(-24 if right else 24, -34 if role == "chosen" else 30),
+        ha="right" if right else "left", va="top" if role == "chosen" else "bottom", color=INK,
         fontweight="bold" if role == "chosen" else "normal", fontsize=10.5,
         arrowprops={"arrowstyle": "-", "color": INK, "linewidth": 0.8, "shrinkB": 5},
         bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
@@ -155,8 +157,8 @@ def _limits(view: View, axes: Axes, x: tuple[float, float], y: tuple[float, floa
     if floor is not None:
         axes.axhline(floor, **line)
         axes.annotate(
-            f"floor {floor:.4g}", (1, floor), xycoords=("axes fraction", "data"),
-            xytext=(0, -3), textcoords="offset points", ha="right", va="top", **text,
+            f"floor {floor:.4g}", (0, floor), xycoords=("axes fraction", "data"),
+            xytext=(4, -3), textcoords="offset points", ha="left", va="top", **text,
         )  # fmt: skip
 
 
@@ -168,6 +170,7 @@ def _distribution(view: View, axes: Axes) -> bool:
     curves = {name: shapes.tail_curve(view.timings[name].ns / 1e6) for name in pair}
     everything = [float(value) for ms, _ in curves.values() for value in ms]
     low, high = shapes.log_range([*everything, *(b.limit / 1e6 for b in limits)])
+    low /= (high / low) ** 0.1  # the figures of the fastest stand to its left
     _log_axis(axes, low, high, "latency of a call, ms")
     for name, (ms, share) in curves.items():
         variant = pair[name]

@@ -13,7 +13,7 @@ from optimize.reports.samples import Timings
 Floats = NDArray[np.float64]
 # Heights of an axis whose unit is a factor of ten in the share of slower calls.
 PERCENTS = {0.0: "0%", 0.5: "50%", 0.9: "90%", 0.95: "95%", 0.99: "99%", 0.999: "99.9%"}
-BODY, SLOWEST = 80, 60
+BODY, SLOWEST = 50, 30
 
 
 def tail_height(share: float | Floats) -> Floats:

@@ -86,7 +86,7 @@ def facts(view: View) -> list[Fact]:
     states: dict[str, State] = {"kept": "good", "undecided": "open"}
     state = states.get(focus.status, "plain")
     margin = f"the confidence of the verdict “{STATUS[focus.status]}”"
-    return [*found, Fact("Certainty", sure, state, margin, tuple(details))]
+    return [*found, Fact("certainty", sure, state, margin, tuple(details))]
 
 
 def _budget(variant: VariantReport, budget: BudgetReport) -> Fact | None:
@@ -166,7 +166,7 @@ def _speedup(view: View, variant: VariantReport) -> Iterator[Fact]:
         ends = f"between {variant.speedup_low:.2f}x and {variant.speedup_high:.2f}x"
     state: State = "good" if (variant.speedup_low or 0) > 1 + NOISE else "plain"
     margin = "as fast as the source, by medians"
-    yield Fact("Speed", f"{variant.speedup:.2f}x", state, margin, (ends,) if ends else ())
+    yield Fact("speed", f"{variant.speedup:.2f}x", state, margin, (ends,) if ends else ())
 
 
 def _speed(variant: VariantReport) -> str:

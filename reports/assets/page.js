@@ -8,9 +8,14 @@
 
   const colour = (name) => getComputedStyle(root).getPropertyValue(`--${name}`).trim();
 
-  // Colours are written as "@name": put in what the theme of the moment says.
+  // Colours are written as "@name" or "@name/0.5": put in what the theme of the moment says.
   function themed(value) {
-    if (typeof value === "string") return /^@\w+$/.test(value) ? colour(value.slice(1)) : value;
+    if (typeof value === "string") {
+      const [, name, share] = /^@(\w+)(?:\/([\d.]+))?$/.exec(value) || [];
+      if (!name || !share) return name ? colour(name) : value;
+      const parts = colour(name).match(/\w\w/g).map((pair) => parseInt(pair, 16));
+      return `rgba(${parts.join(",")},${share})`;
+    }
     if (Array.isArray(value)) return value.map(themed);
     if (value && typeof value === "object")
       return Object.fromEntries(Object.entries(value).map(([key, one]) => [key, themed(one)]));
@@ -19,7 +24,7 @@
 
   function layoutOf(name, narrow) {
     const layout = themed(figures[name].layout);
-    const axis = { gridcolor: colour("grid"), linecolor: colour("line"), zeroline: false, automargin: true, fixedrange: narrow };
+    const axis = { tickfont: { size: narrow ? 11 : 13 }, gridcolor: colour("grid"), linecolor: colour("line"), zeroline: false, automargin: true, fixedrange: narrow };
     return {
       ...layout,
       xaxis: { ...axis, ...layout.xaxis },
@@ -27,8 +32,8 @@
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: colour("ink") },
-      margin: { l: narrow ? 40 : 60, r: 14, t: 26, b: 44 },
-      legend: { orientation: "h", y: -0.16, yanchor: "top", x: 0, font: { size: narrow ? 12 : 13 } },
+      margin: { l: narrow ? 40 : 60, r: 14, t: 26, b: narrow ? 104 : 84 },
+      legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", x: 0, font: { size: narrow ? 12 : 13 } },
       hoverlabel: { align: "left", bgcolor: colour("panel"), bordercolor: colour("soft"), font: { color: colour("ink") } },
       dragmode: narrow ? false : "zoom",
     };
@@ -38,8 +43,11 @@
     const narrow = window.matchMedia("(max-width: 700px)").matches;
     for (const plot of plots) {
       const name = plot.dataset.figure;
-      const data = themed(figures[name].data).map((trace) =>
-        trace.meta === undefined ? trace : { ...trace, visible: picked.has(trace.meta) });
+      const data = themed(figures[name].data).map((trace) => ({
+        ...trace,
+        visible: trace.meta === undefined || picked.has(trace.meta),
+        mode: narrow ? trace.mode.replace("+text", "") : trace.mode,
+      }));
       Plotly.react(plot, data, layoutOf(name, narrow), { displayModeBar: false, responsive: true });
     }
   }
