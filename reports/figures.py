@@ -28,7 +28,7 @@ SYMBOLS = {
     "too_slow": "triangle-right",
     "too_large": "square",
     "inaccurate": "triangle-down",
-    "undecided": "diamond-open",
+    "undecided": "diamond",
     "failed": "x",
     "skipped": "circle-open",
 }
@@ -182,17 +182,18 @@ def _labels(
             **plain, "text": f"floor {floor:.4g}", "xref": "paper", "x": 0, "y": floor,
             "xanchor": "left", "yanchor": "top",
         }  # fmt: skip
-    named = [("source", view.source), ("chosen", view.chosen)]
-    for name, variant in named:
+    miss = view.focus if view.chosen is None and view.report.nearest_miss else None
+    named = {"chosen": view.chosen, "nearest miss": miss, "source": view.source}
+    for name, variant in named.items():
         for point in points:
-            if point.variant is variant and (name == "chosen" or variant is not view.chosen):
+            if point.variant is variant and (name != "source" or variant is not view.focus):
                 right = point.latency.value > math.sqrt(x[0] * x[1])
                 yield {
                     "text": f"<b>{name}</b>",
                     "x": math.log10(point.latency.value),
                     "y": point.accuracy.value,
                     "ax": -38 if right else 38,
-                    "ay": 40 if name == "chosen" else -38,
+                    "ay": -38 if name == "source" else 40,
                     "arrowcolor": "@ink",
                     "arrowwidth": 1,
                     "arrowhead": 0,
@@ -386,7 +387,8 @@ def _short(values: Any) -> list[float]:
 
 
 def _escaped(text: str) -> str:
-    return html.escape(text, quote=False)
+    # "%{" would begin one of plotly's own templates.
+    return html.escape(text, quote=False).replace("%{", "&#37;{")
 
 
 def _wrapped(text: str, width: int = WIDTH) -> str:

@@ -123,7 +123,6 @@ def _points(
         x, y, xerr=np.clip([x - left, right - x], 0, None),
         yerr=np.clip([y - down, up - y], 0, None), fmt=marker, color=colour, markersize=8,
         markeredgecolor=INK, markeredgewidth=0.6, elinewidth=1, capsize=2, label=label,
-        markerfacecolor="white" if marker == "D" else colour,
     )  # fmt: skip
 
 

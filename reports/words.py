@@ -57,9 +57,9 @@ class Fact:
 def headline(view: View) -> Headline:
     """The outcome of the run."""
     report = view.report
-    limits = _join([budget.text for budget in report.budgets])
-    wanted = limits + (f" and the floor {report.floor.text}" if report.floor else "")
-    sure = f"at {report.settings.confidence:.0%} confidence"
+    floor = [f"the floor {report.floor.text}"] if report.floor else []
+    wanted = _join([*(budget.text for budget in report.budgets), *floor])
+    sure = f"at {report.settings.confidence * 100:g}% confidence"
     if view.chosen is not None and report.exit_code == 0:
         return Headline("good", "Kept", f"{_speed(view.chosen)} It is within {wanted} {sure}.")
     if report.exit_code == 3:
@@ -78,15 +78,30 @@ def facts(view: View) -> list[Fact]:
         return []
     found = [fact for b in view.report.budgets if (fact := _budget(focus, b))]
     found += [*_accuracy(view, focus), *_speedup(view, focus)]
-    sure = f"{view.report.settings.confidence:.0%}"
-    runs = focus.latency
-    details = [f"{runs.samples} calls in {_count(runs.processes, 'process')}"] if runs else []
-    if runs and runs.clean_samples < runs.samples:
-        details.append(f"{runs.samples - runs.clean_samples} of them while the machine was busy")
-    states: dict[str, State] = {"kept": "good", "undecided": "open"}
-    state = states.get(focus.status, "plain")
-    margin = f"the confidence of the verdict “{STATUS[focus.status]}”"
-    return [*found, Fact("certainty", sure, state, margin, tuple(details))]
+    return [*found, *_certainty(view, focus)]
+
+
+def _certainty(view: View, variant: VariantReport) -> Iterator[Fact]:
+    """How sure the verdict is, and on how many calls it rests."""
+    runs = variant.latency
+    if runs is None:
+        return
+    calls = f"{runs.samples} calls in {_count(runs.processes, 'process')}"
+    busy = runs.samples - runs.clean_samples
+    details = [f"{busy} of them while the machine was busy"] if busy else []
+    confidence = view.report.settings.confidence
+    if variant.status == "kept":
+        margin = "that it stays within the budgets"
+        yield Fact("certainty", f"{confidence * 100:g}%", "good", margin, (calls, *details))
+    elif variant.status == "too_slow":
+        # A wrong rejection costs speed, not a promise: docs/decisions/0002-verdict.md.
+        sure = 1 - min(0.05, 5 * (1 - confidence))
+        margin = "that it exceeds the budget"
+        yield Fact("certainty", f"{sure * 100:g}%", "plain", margin, (calls, *details))
+    else:
+        state: State = "open" if variant.status == "undecided" else "plain"
+        yield Fact("evidence", f"{runs.samples} calls", state, calls.partition(" calls ")[2],
+                   tuple(details))  # fmt: skip
 
 
 def _budget(variant: VariantReport, budget: BudgetReport) -> Fact | None:
@@ -152,7 +167,7 @@ def _accuracy(view: View, variant: VariantReport) -> Iterator[Fact]:
     margin = f"{abs(room):.4f} {'better' if room >= 0 else 'worse'} than the floor {floor:.4f}"
     how = "" if firm or room < 0 else "the interval reaches beyond the floor"
     state: State = "good" if room >= 0 else "bad"
-    if variant.status == "undecided" and not firm:
+    if variant.status == "undecided" and not firm and view.report.settings.strict_floor:
         state = "open"
     details = tuple(filter(None, (spread, change, how)))
     yield Fact(accuracy.metric, f"{accuracy.value:.4f}", state, margin, details)
