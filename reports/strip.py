@@ -41,7 +41,7 @@ def strips(view: View, width: int = 48, most: int = 20) -> Strips | None:
     Args:
         view: what to show.
         width: of the drawing, in characters.
-        most: variants to show; the fastest come first, and the chosen is always among them.
+        most: variants to show; the fastest come first, and the chosen and the source always.
 
     Returns:
         None if nothing was measured.
@@ -66,12 +66,13 @@ def strips(view: View, width: int = 48, most: int = 20) -> Strips | None:
         Strip(i, v.chain, _drawing(ms, place, limit, width), f"{ms.value:.4g} ms")
         for i, v, ms in measured
     )
-    shown = [r for n, r in enumerate(rows) if n < most or measured[n][1] is view.chosen]
+    told = [v is view.chosen or v is view.source for _, v, _ in measured]
+    shown = [row for n, row in enumerate(rows) if n < most or told[n]]
     legend = f"{DOT} {view.quantity} and its bounds, logarithmic"
     if view.limit_ms is not None:
         legend += f"; {LIMIT} budget {view.limit_ms:g} ms"
     if len(shown) < len(rows):
-        legend += f"; {len(rows) - len(shown)} slower variants are left out"
+        legend += f"; {len(rows) - len(shown)} slower ones are left out"
     ends_text = f"{low:.3g} ms", f"{high:.3g} ms"
     axis = ends_text[0] + ends_text[1].rjust(width - len(ends_text[0]))
     return Strips(legend, tuple(shown), axis)

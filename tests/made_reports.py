@@ -64,9 +64,24 @@ def profile(ms: float, calls: int = 1000, seed: int = 0, begun_s: float = 0.0) -
 
 
 def variant(
-    chain: str, status: str, reason: str, made: Profile | None = None, value: float = 0.93, **more: Any
+    chain: str,
+    status: str,
+    reason: str,
+    made: Profile | None = None,
+    value: float = 0.93,
+    **more: Any,
 ) -> VariantReport:
-    accuracy = Accuracy("top1", value, value - 0.012, value + 0.011, 2744, 0.9333, value - 0.9333, value - 0.94, value - 0.925)
+    accuracy = Accuracy(
+        "top1",
+        value,
+        value - 0.012,
+        value + 0.011,
+        2744,
+        0.9333,
+        value - 0.9333,
+        value - 0.94,
+        value - 0.925,
+    )
     measured = made is not None
     return Explained(
         chain,
@@ -141,15 +156,32 @@ def many(count: int = 60) -> View:
             middle = 26.0 if status == "too_slow" else float(rng.uniform(6.5, 16))
             made = profile(middle, 300, number, 3.0)
         value = 0.90 if status == "inaccurate" else float(rng.uniform(0.925, 0.934))
-        rows.append((variant(name, status, f"made up to be {status}", made, value, speedup=1.5), made))
+        rows.append(
+            (variant(name, status, f"made up to be {status}", made, value, speedup=1.5), made)
+        )
     return view(rows, "fold,fuse,int8{mode=static}", 0)
 
 
 def none_kept() -> View:
     source, slow = profile(40.0, 400), profile(24.0, 400, 1)
     rows: list[tuple[VariantReport, Profile | None]] = [
-        (variant("source", "too_slow", "p99 exceeds: 400 of 400 calls over 20 ms", source, 0.9333), source),
-        (variant("fold,fuse", "too_slow", "p99 exceeds: 380 of 400 calls over 20 ms", slow, 0.9333, speedup=1.6), slow),
+        (
+            variant(
+                "source", "too_slow", "p99 exceeds: 400 of 400 calls over 20 ms", source, 0.9333
+            ),
+            source,
+        ),
+        (
+            variant(
+                "fold,fuse",
+                "too_slow",
+                "p99 exceeds: 380 of 400 calls over 20 ms",
+                slow,
+                0.9333,
+                speedup=1.6,
+            ),
+            slow,
+        ),
         (variant("fold,fuse,fp16", "skipped", "the time limit left no time to build it"), None),
     ]
     return view(rows, None, 1, "fold,fuse: p99 of 32 ms is 1.60x the budget, 12 ms too much")
@@ -158,8 +190,18 @@ def none_kept() -> View:
 def undecided() -> View:
     source, near = profile(40.0, 400), profile(15.5, 400, 1)
     rows: list[tuple[VariantReport, Profile | None]] = [
-        (variant("source", "too_slow", "p99 exceeds: 400 of 400 calls over 20 ms", source, 0.9333), source),
-        (variant("fold,fuse", "undecided", "p99 is open: 5 of 400 calls over 20 ms", near, 0.9333), near),
+        (
+            variant(
+                "source", "too_slow", "p99 exceeds: 400 of 400 calls over 20 ms", source, 0.9333
+            ),
+            source,
+        ),
+        (
+            variant(
+                "fold,fuse", "undecided", "p99 is open: 5 of 400 calls over 20 ms", near, 0.9333
+            ),
+            near,
+        ),
     ]
     return view(rows, None, 3, "fold,fuse: p99 is open: 5 of 400 calls over 20 ms")
 
@@ -173,7 +215,9 @@ def hostile() -> View:
                  explanation=(HOSTILE,), steps=(Step(HOSTILE, 6.0, 8.0, None, 1, HOSTILE, 0.1),)), fast),
     ]  # fmt: skip
     made = view(rows, HOSTILE, 0, source=HOSTILE)
-    return replace(made, report=replace(made.report, command=f"optimize {HOSTILE}", notes=(HOSTILE,)))
+    return replace(
+        made, report=replace(made.report, command=f"optimize {HOSTILE}", notes=(HOSTILE,))
+    )
 
 
 def unmeasured() -> View:

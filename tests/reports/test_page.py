@@ -19,14 +19,18 @@ def test_a_page_is_one_file_of_bounded_size(name: str, pages: Callable[[str], Pa
     assert pages(name).stat().st_size < MOST_BYTES
 
 
-@pytest.mark.parametrize(("name", "scheme"), [*((name, "light") for name in EVERY), ("many", "dark")])
+@pytest.mark.parametrize(
+    ("name", "scheme"), [*((name, "light") for name in EVERY), ("many", "dark")]
+)
 def test_it_opens_without_a_network_and_without_complaint(
     name: str, scheme: str, opened: Open
 ) -> None:
     with opened(name, scheme=scheme) as shown:
         assert shown.page.locator("h2#answer").is_visible()
         assert shown.complaints == []
-        assert [url for url in shown.requests if not url.startswith(("file:", "data:", "blob:"))] == []
+        assert [
+            url for url in shown.requests if not url.startswith(("file:", "data:", "blob:"))
+        ] == []
         assert len(shown.requests) == 1  # itself
 
 
@@ -40,9 +44,7 @@ def test_nothing_sticks_out_of_the_window(name: str, width: int, opened: Open) -
     ("name", "width", "scheme"),
     [("many", 1440, "light"), ("many", 390, "dark"), ("undecided", 1440, "dark")],
 )
-def test_axe_finds_nothing_to_object_to(
-    name: str, width: int, scheme: str, opened: Open
-) -> None:
+def test_axe_finds_nothing_to_object_to(name: str, width: int, scheme: str, opened: Open) -> None:
     pytest.importorskip("axe_playwright_python", reason="axe-core is not installed")
     axe = (files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
     with opened(name, width, scheme) as shown:
