@@ -1,7 +1,8 @@
 """The page's interactive plots, as plotly.js takes them.
 
 Colours are names of the page's style sheet such as ``@kept``, or ``@kept/0.5`` for half of it; the
-page puts in what the light or the dark theme says. Names of variants are escaped: plotly.js reads a little HTML in its texts.
+page puts in what the light or the dark theme says. Names of variants are escaped: plotly.js reads
+a little HTML in its texts.
 """
 
 from __future__ import annotations
