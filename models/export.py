@@ -12,9 +12,10 @@ import numpy as np
 from optimize.errors import InputError, first_cause, nearest
 from optimize.models import huggingface
 from optimize.models.data import Dataset, fit, synthetic
-from optimize.models.model import FILE_NAME, Model, TensorSpec
+from optimize.models.model import FILE_NAME, Model, Signature, TensorSpec
 from optimize.models.run import Difference, difference, run
 from optimize.models.source import Loaded, Source, load
+from optimize.models.usercode import load_function
 
 # Exporters reorder float32 arithmetic; beyond this share of an output's largest magnitude the
 # graph computes something else.
@@ -29,6 +30,8 @@ class Exported:
 
     Attributes:
         model: the ONNX model.
+        program: the torch module that it was exported from, saved for passes that work on modules;
+            None if the source is none.
         route: how it was exported.
         difference: to the source's own outputs on real samples.
         specs: the inputs' types and shapes as the user or the source stated them.
@@ -40,16 +43,79 @@ class Exported:
     difference: Difference
     specs: tuple[TensorSpec, ...] = ()
     notes: tuple[str, ...] = ()
+    program: Model | None = None
+
+
+# Sources whose loaded program is a torch.nn.Module that can be transformed.
+MODULES = ("checkpoint", "safetensors", "huggingface")
+PROGRAM_FILE = "module.pt"
 
 
 @dataclass(frozen=True)
-class _Example:
-    """What the exporters are given: named tensors, and which of their axes may vary."""
+class Example:
+    """What the exporters are given: named tensors, and which of their axes may vary.
+
+    Attributes:
+        names: of the inputs, in the order in which ``forward`` takes them.
+        args: one tensor for each, two samples in a batch where the batch may vary.
+        dynamic: the axes of each that may vary.
+        output_names: of the flattened outputs; empty for the exporter's own.
+    """
 
     names: tuple[str, ...]
     args: tuple[Any, ...]
     dynamic: tuple[tuple[int, ...], ...]
     output_names: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A torch module and what is needed to run and export it.
+
+    Attributes:
+        loaded: the module in ``loaded.program``, in evaluation mode.
+        samples: a few samples, named and shaped as it takes them.
+        example: what exporters are given.
+    """
+
+    loaded: Loaded
+    samples: Dataset
+    example: Example
+
+    @property
+    def module(self) -> Any:
+        """The ``torch.nn.Module``."""
+        return self.loaded.program
+
+    def with_module(self, module: Any) -> Program:
+        """The same with another module of the same inputs and outputs."""
+        return replace(self, loaded=replace(self.loaded, program=module.eval()))
+
+
+def save_program(program: Program, folder: Path, signature: Signature) -> Model:
+    """Save a module for later passes; the classes in it are pickled by name."""
+    import torch
+
+    path = folder / PROGRAM_FILE
+    arch = program.loaded.arch
+    torch.save(program, path)
+    (folder / "arch.txt").write_text(arch or "")
+    return Model.of("torch", (path, folder / "arch.txt"), signature)
+
+
+def load_program(path: Path) -> Program:
+    """Read what :func:`save_program` wrote; only ever a file of our own, for it runs code.
+
+    Raises:
+        InputError: the user's architecture file is gone.
+    """
+    import torch
+
+    arch = (path.parent / "arch.txt").read_text()
+    if arch:
+        load_function(arch, "--arch")  # registers the classes that the pickle names
+    program: Program = torch.load(path, weights_only=False)
+    return program
 
 
 def load_and_export(
@@ -77,6 +143,20 @@ def load_and_export(
     specs = _specs(loaded, stated)
     data = probe if probe is not None else synthetic(_complete(specs, loaded), CHECKED_SAMPLES, 0)
     return replace(export(loaded, data, specs, folder), specs=tuple(specs))
+
+
+def export_program(program: Model, folder: Path) -> Exported:
+    """Export a saved module again, after a pass has changed it.
+
+    Raises:
+        InputError: no route gives a faithful model.
+    """
+    import torch
+
+    saved = load_program(program.path)
+    with torch.no_grad():
+        reference = _reference(saved.loaded, saved.samples)
+        return _first_route(saved.loaded, saved.samples, reference, saved.example, folder)
 
 
 def _specs(loaded: Loaded, stated: Sequence[TensorSpec]) -> list[TensorSpec]:
@@ -137,14 +217,19 @@ def export(loaded: Loaded, data: Dataset, specs: Sequence[TensorSpec], folder: P
     with torch.no_grad():
         bound, reference = _bind(loaded, data, specs)
         example = _example(loaded, bound, specs)
-        return _first_route(loaded, bound, reference, example, folder)
+        exported = _first_route(loaded, bound, reference, example, folder)
+    if loaded.source.kind not in MODULES:
+        return exported
+    saved = Program(loaded, bound.take(range(min(CHECKED_SAMPLES, len(bound)))), example)
+    program = save_program(saved, folder, exported.model.signature)
+    return replace(exported, program=program)
 
 
 def _first_route(
     loaded: Loaded,
     data: Dataset,
     reference: list[list[Any]],
-    example: _Example,
+    example: Example,
     folder: Path,
 ) -> Exported:
     notes: list[str] = []
@@ -183,7 +268,7 @@ def _named(names: list[str], values: list[Any]) -> dict[str, Any]:
     return dict(zip(names, padded, strict=False))
 
 
-Route = Callable[[Loaded, _Example, Path], None]
+Route = Callable[[Loaded, Example, Path], None]
 
 
 def _routes(loaded: Loaded) -> list[tuple[str, Route]]:
@@ -200,22 +285,18 @@ def _routes(loaded: Loaded) -> list[tuple[str, Route]]:
     ]
 
 
-def _dynamo_route(loaded: Loaded, example: _Example, path: Path) -> None:
+def _dynamo_route(loaded: Loaded, example: Example, path: Path) -> None:
     import torch
 
     if loaded.source.kind == "exported_program":
         program = torch.onnx.export(loaded.program, (), dynamo=True, verbose=False)
     else:
-        auto = torch.export.Dim.AUTO
-        shapes: Any = tuple(dict.fromkeys(axes, auto) for axes in example.dynamic)
-        if loaded.source.kind == "huggingface":
-            shapes = (shapes,)  # its forward takes *args, which torch.export sees as one argument
         program = torch.onnx.export(
             loaded.program,
             example.args,
             input_names=list(example.names),
             output_names=list(example.output_names) or None,
-            dynamic_shapes=shapes,
+            dynamic_shapes=dynamic_shapes(loaded, example),
             dynamo=True,
             verbose=False,
         )
@@ -229,7 +310,21 @@ def _dynamo_route(loaded: Loaded, example: _Example, path: Path) -> None:
     program.save(str(path), external_data=size > _SIDE_FILE_ABOVE)
 
 
-def _script_route(loaded: Loaded, example: _Example, path: Path) -> None:
+def dynamic_shapes(loaded: Loaded, example: Example) -> Any:
+    """The axes that may vary, as ``torch.export`` takes them."""
+    # A Hugging Face wrapper takes *args, which torch.export sees as one argument.
+    shapes = flat_dynamic_shapes(example)
+    return (shapes,) if loaded.source.kind == "huggingface" else shapes
+
+
+def flat_dynamic_shapes(example: Example) -> tuple[Any, ...]:
+    """The same for a graph that takes one argument an input."""
+    import torch
+
+    return tuple(dict.fromkeys(axes, torch.export.Dim.AUTO) for axes in example.dynamic)
+
+
+def _script_route(loaded: Loaded, example: Example, path: Path) -> None:
     import torch
 
     axes = {
@@ -250,7 +345,7 @@ def _script_route(loaded: Loaded, example: _Example, path: Path) -> None:
     )
 
 
-def _converted_route(loaded: Loaded, example: _Example, path: Path) -> None:
+def _converted_route(loaded: Loaded, example: Example, path: Path) -> None:
     from torch._export.converter import TS2EPConverter
 
     program = TS2EPConverter(loaded.program, example.args, {}).convert()
@@ -329,7 +424,7 @@ def _flat(result: Any) -> list[Any]:
     return [leaf.detach().numpy() for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
-def _example(loaded: Loaded, data: Dataset, specs: Sequence[TensorSpec]) -> _Example:
+def _example(loaded: Loaded, data: Dataset, specs: Sequence[TensorSpec]) -> Example:
     """Two samples in a batch, so that exporters do not take a batch of one for a constant."""
     first = data.sample(0)
     dynamic = {name: _varying(arrays) for name, arrays in data.inputs.items()}
@@ -348,7 +443,7 @@ def _example(loaded: Loaded, data: Dataset, specs: Sequence[TensorSpec]) -> _Exa
     elif loaded.source.kind != "exported_program":
         count = len(_flat(loaded.program(*args)))
         names = ("output",) if count == 1 else tuple(f"output_{i}" for i in range(count))
-    return _Example(tuple(first), args, tuple(tuple(sorted(dynamic[n])) for n in first), names)
+    return Example(tuple(first), args, tuple(tuple(sorted(dynamic[n])) for n in first), names)
 
 
 def _dynamic_batch(spec: TensorSpec) -> bool:

@@ -67,24 +67,12 @@ def output_names(plain: Any, inputs: tuple[str, ...], args: tuple[Any, ...]) -> 
 
 
 def _plain(model: Any) -> tuple[Any, tuple[str, ...]]:
-    import torch
+    from optimize.models.plain import Plain
 
     parameters = inspect.signature(model.forward).parameters
     inputs = tuple(name for name in _INPUTS if name in parameters)
     if model.main_input_name in inputs:
         inputs = (model.main_input_name, *(n for n in inputs if n != model.main_input_name))
 
-    class Plain(torch.nn.Module):
-        """Positional tensors in, a tuple of tensors out."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, *args: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            given = dict(zip(inputs, args, strict=False))
-            result = self.model(**given, return_dict=True)
-            return tuple(v for v in result.values() if isinstance(v, torch.Tensor))
-
     # An exporter restores the wrapper's mode on all of its children: it must be evaluation too.
-    return Plain().eval(), inputs
+    return Plain(model, inputs).eval(), inputs

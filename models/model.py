@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from optimize.errors import InputError
+from optimize.models.runtimes import Format
 
 FILE_NAME = "model.onnx"
 Dim = int | str | None
@@ -45,16 +46,20 @@ class Signature:
 
 @dataclass(frozen=True)
 class Model:
-    """An ONNX model in a folder of its own.
+    """A model in a folder of its own: an ONNX graph, or what another runtime loads.
 
     Attributes:
-        path: of the ``.onnx`` file; external data lies beside it.
+        path: of the ``.onnx`` file, whose external data lies beside it, or of the file that the
+            format's runtime is given.
         signature: inputs and outputs.
         digest: SHA-256 over the file and its external data.
         size_bytes: of the same files.
         opset: version of the default operator set.
         op_counts: how often each operator occurs, subgraphs included, sorted by name; operators
-            outside the default domain carry it as a prefix.
+            outside the default domain carry it as a prefix. Empty for other formats than ONNX.
+        format: what the files hold.
+        config: options that its runtime must load it with, as pairs.
+        members: all files of other formats than ONNX.
     """
 
     path: Path
@@ -63,10 +68,13 @@ class Model:
     size_bytes: int
     opset: int
     op_counts: tuple[tuple[str, int], ...]
+    format: Format = "onnx"
+    config: tuple[tuple[str, str], ...] = ()
+    members: tuple[Path, ...] = ()
 
     @classmethod
     def read(cls, path: Path) -> Model:
-        """Read a model's facts, without its weights.
+        """Read an ONNX model's facts, without its weights.
 
         Raises:
             InputError: the file is missing, or is no complete ONNX model.
@@ -96,9 +104,34 @@ class Model:
             op_counts=tuple(sorted(_op_counts(proto).items())),
         )
 
+    @classmethod
+    def of(cls, format: Format, members: Sequence[Path], signature: Signature) -> Model:
+        """Describe a model of another format than ONNX; the first file is the one to load."""
+        return cls(
+            path=members[0],
+            signature=signature,
+            digest=file_digest(*members),
+            size_bytes=sum(file.stat().st_size for file in members),
+            opset=0,
+            op_counts=(),
+            format=format,
+            members=tuple(members),
+        )
+
+    @property
+    def identity(self) -> str:
+        """Equal for two models exactly if their files and their options are."""
+        return f"{self.digest} {sorted(self.config)}" if self.config else self.digest
+
+    def configured(self, options: Mapping[str, str]) -> Model:
+        """The same files, to be loaded with further options; these replace earlier values."""
+        return replace(self, config=tuple(sorted({**dict(self.config), **options}.items())))
+
     @property
     def files(self) -> tuple[Path, ...]:
-        """The ``.onnx`` file and its external data."""
+        """The file to load first, then all others that it needs."""
+        if self.format != "onnx":
+            return self.members
         import onnx
 
         proto = onnx.load(str(self.path), load_external_data=False)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from optimize.errors import InputError, first_cause
 from optimize.models.data import Dataset
 from optimize.models.model import Model
+from optimize.worker import session_options
 
 Array = NDArray[Any]
 
@@ -37,16 +38,15 @@ class Difference:
 
 
 def open_session(model: Model) -> Any:
-    """Create an onnxruntime session on the CPU with the library's default optimizations.
+    """Create an onnxruntime session on the CPU with the model's own options.
 
     Raises:
         InputError: onnxruntime cannot load the model.
     """
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
     try:
+        options = session_options(dict(model.config), 0)
         return onnxruntime.InferenceSession(
             str(model.path), options, providers=["CPUExecutionProvider"]
         )

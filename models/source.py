@@ -6,7 +6,7 @@ import inspect
 import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,12 +45,14 @@ class Loaded:
         program: an ``nn.Module``, ``ScriptModule`` or ``ExportedProgram``; None for ONNX.
         inputs: names of the inputs it takes, in order.
         required: those without a default value.
+        arch: the user's ``file.py:factory`` that defines its classes; None for none.
     """
 
     source: Source
     program: Any
     inputs: tuple[str, ...]
     required: tuple[str, ...]
+    arch: str | None = None
 
 
 def detect(path: Path) -> Source:
@@ -205,7 +207,9 @@ def _load_weights(source: Source, arch: str | None, trusted: bool) -> Loaded:
             f"{source.path} holds weights without an architecture; "
             "add --arch file.py:factory, a function that returns the module"
         )
-    return _module(source, load_into(build(factory, arch), saved, source.path))
+    loaded = _module(source, load_into(build(factory, arch), saved, source.path))
+    file, _, name = arch.rpartition(":")
+    return replace(loaded, arch=f"{Path(file).resolve()}:{name}")
 
 
 def _module(source: Source, module: Any) -> Loaded:

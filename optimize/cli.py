@@ -89,6 +89,15 @@ Arch = Annotated[
 TrustPickle = Annotated[
     bool, typer.Option("--trust-pickle", help="Let a pickled model run its code.")
 ]
+Calibration = Annotated[
+    str | None,
+    typer.Option("--calibration", help="Samples to calibrate on.  [default: a fifth of --data]"),
+]
+RuntimeNames = Annotated[
+    str,
+    typer.Option("--runtime", help="onnxruntime, openvino, inductor, several with commas, or all."),
+]
+ObjectiveName = Annotated[str, typer.Option("--objective", help="latency, accuracy or size.")]
 Out = Annotated[
     str | None,
     typer.Option("--out", help="Result folder.  [default: MODEL.optimized; profile: none]"),
@@ -130,7 +139,7 @@ def _root(
     epilog=(
         "Exit codes: 0 a variant was kept, 1 none meets the budget and floor, 2 unusable input, "
         "3 none kept but some undecided, 70 internal error, 130 interrupted. "
-        "Other commands: optimize profile, verify, report, doctor, passes; each has --help. "
+        "Other commands: compare, profile, verify, report, doctor, passes; each has --help. "
         "A file of such a name is reached as ./NAME."
     ),
 )
@@ -144,15 +153,14 @@ def run_command(
     budget: Budgets = None,
     floor: FloorText = None,
     data: Data = None,
-    calibration: Annotated[
-        str | None, typer.Option(help="Samples to calibrate on.  [default: a fifth of --data]")
-    ] = None,
+    calibration: Calibration = None,
     metric: MetricName = None,
     chain: Annotated[
         list[str] | None,
         typer.Option(metavar="PASS,...", help="Only these, e.g. 'fold,fuse,int8{mode=dynamic}'."),
     ] = None,
-    objective: Annotated[str, typer.Option(help="latency, accuracy or size.")] = "latency",
+    runtime: RuntimeNames = "onnxruntime",
+    objective: ObjectiveName = "latency",
     threads: Threads = None,
     batch: Batch = None,
     confidence: Confidence = 0.99,
@@ -171,34 +179,38 @@ def run_command(
     verbose: Verbose = False,
 ) -> None:
     """Optimize MODEL; keep only variants that meet every budget and the floor."""
-    from optimize.request import Request, parse_chains, parse_duration, parse_input
+    _optimize(dict(locals()))
 
-    request = Request(
-        model=Path(model),
-        budgets=_budgets(budget),
-        floor=_floor(floor),
-        data=data,
-        calibration=calibration,
-        metric=metric,
-        chains=parse_chains(chain or ()),
-        objective=objective,  # type: ignore[arg-type]  # Request checks it
-        threads=threads,
-        batch=batch,
-        confidence=confidence,
-        time_limit_s=parse_duration(time_limit),
-        inputs=tuple(map(parse_input, input or ())),
-        arch=arch,
-        trust_pickle=trust_pickle,
-        out=Path(out) if out else None,
-        seed=seed,
-        max_samples=max_samples,
-        strict_floor=strict_floor,
-        pre=pre,
-        post=post,
-    )
-    from optimize.pipeline import run
 
-    _finish(_observed(lambda observer: run(request, observer), json or quiet, verbose), json, quiet)
+@app.command("compare")
+def compare_command(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="As for optimize MODEL.")],
+    budget: Budgets = None,
+    floor: FloorText = None,
+    data: Data = None,
+    calibration: Calibration = None,
+    metric: MetricName = None,
+    runtime: RuntimeNames = "onnxruntime",
+    objective: ObjectiveName = "latency",
+    threads: Threads = None,
+    batch: Batch = None,
+    confidence: Confidence = 0.99,
+    time_limit: TimeLimit = "30m",
+    max_samples: MaxSamples = 1000,
+    strict_floor: StrictFloor = False,
+    pre: Pre = None,
+    post: Post = None,
+    input: Inputs = None,
+    arch: Arch = None,
+    trust_pickle: TrustPickle = False,
+    out: Out = None,
+    seed: Seed = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Try every strategy that applies to MODEL, measure all of them, and show the frontier."""
+    _optimize(dict(locals()), everything=True)
 
 
 @app.command("profile")
@@ -228,34 +240,9 @@ def profile_command(
     verbose: Verbose = False,
 ) -> None:
     """Judge models as they are, side by side, without passes."""
-    from optimize.request import Request, parse_duration, parse_input
-
-    first, *rivals = map(Path, models)
-    request = Request(
-        model=first,
-        rivals=tuple(rivals),
-        as_is=True,
-        budgets=_budgets(budget),
-        floor=_floor(floor),
-        data=data,
-        metric=metric,
-        threads=threads,
-        batch=batch,
-        confidence=confidence,
-        time_limit_s=parse_duration(time_limit),
-        max_samples=max_samples,
-        strict_floor=strict_floor,
-        pre=pre,
-        post=post,
-        inputs=tuple(map(parse_input, input or ())),
-        arch=arch,
-        trust_pickle=trust_pickle,
-        out=Path(out) if out else None,
-        seed=seed,
-    )
-    from optimize.pipeline import run
-
-    _finish(_observed(lambda observer: run(request, observer), json or quiet, verbose), json, quiet)
+    given = dict(locals())
+    first, *rivals = given.pop("models")
+    _optimize({"model": first, **given}, as_is=True, rivals=tuple(map(Path, rivals)))
 
 
 @app.command("verify")
@@ -359,6 +346,38 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001  the last resort
         _crash(error)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _optimize(given: dict[str, Any], **fixed: Any) -> None:
+    """Turn a command's arguments, by name, into a request; run it, print, exit."""
+    from optimize.request import Request, parse_chains, parse_duration, parse_input, parse_runtimes
+
+    json, quiet, verbose = (given.pop(name) for name in ("json", "quiet", "verbose"))
+    read: dict[str, Callable[[Any], Any]] = {
+        "model": Path,
+        "chain": lambda texts: parse_chains(texts or ()),
+        "runtime": parse_runtimes,
+        "time_limit": parse_duration,
+        "input": lambda texts: tuple(map(parse_input, texts or ())),
+        "budget": _budgets,
+        "floor": _floor,
+        "out": lambda text: Path(text) if text else None,
+    }
+    names = {
+        "budget": "budgets",
+        "chain": "chains",
+        "runtime": "runtimes",
+        "time_limit": "time_limit_s",
+        "input": "inputs",
+    }
+    values = {
+        names.get(name, name): read[name](value) if name in read else value
+        for name, value in given.items()
+    }
+    request = Request(**values, **fixed)
+    from optimize.pipeline import run
+
+    _finish(_observed(lambda observer: run(request, observer), json or quiet, verbose), json, quiet)
 
 
 def _usage(error: TyperException) -> str:

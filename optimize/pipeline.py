@@ -14,8 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
-from optimize import output
-from optimize.build import Builder, Variant
+from optimize import mixed, output
+from optimize.build import Builder, Sources, Variant
 from optimize.child import Child, ChildDied
 from optimize.choose import nearest_miss
 from optimize.errors import InputError, PassFailed, first_cause
@@ -99,6 +99,8 @@ class _Run:
     artefacts: dict[str, Model] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     order: list[str] = field(default_factory=list)
+    builder: Builder | None = None
+    served: dict[tuple[str, str] | None, str] = field(default_factory=dict)
 
     def limits(self, share: float) -> Limits:
         limit = self.request.time_limit_s
@@ -154,11 +156,15 @@ def _stages(state: _Run, folder: Path, observer: Observer) -> None:
     exported = state.prepared.exported
     observer.note(f"{state.source.kind} by {exported.route}, outputs {exported.difference}")
     variants = (_as_they_are if request.as_is else _build)(state, folder, observer)
+    judged = sum(not variant.step for variant in variants)
     screening = Screening(
-        state.target, state.settings, state.prepared, state.request, len(variants), folder
+        state.target, state.settings, state.prepared, state.request, judged, folder
     )
     state.screening = screening
     screening.measure(variants, state.limits(SCREEN_SHARE), observer)
+    if not request.as_is and request.chains is None:
+        _mix(state, screening, observer)
+    screening.close()
     screening.confirm(state.limits(1.0), observer)
 
 
@@ -166,7 +172,6 @@ def _build(state: _Run, folder: Path, observer: Observer) -> list[Variant]:
     """Build every chain of the plan; what has no artefact becomes a row at once."""
     prepared = state.prepared
     assert prepared is not None  # set just before
-    model = prepared.exported.model
     chains = _plan(state.request, prepared)
     context = Context(
         folder=folder,
@@ -174,29 +179,70 @@ def _build(state: _Run, folder: Path, observer: Observer) -> list[Variant]:
         calibration=prepared.calibration,
         seed=state.request.seed,
         isa=frozenset(state.device.isa),
+        threads=state.settings.threads,
     )
-    builder = Builder(model, context, lambda *args: _run_pass(state.child, *args))
-    limits = state.limits(BUILD_SHARE)
-    built: list[Variant] = []
-    digests: dict[str, str] = {}
+    sources = Sources(prepared.exported.model, prepared.exported.program)
+    builder = Builder(sources, context, lambda *args: _run_pass(state.child, *args))
+    state.builder = builder
+    state.order = [str(chain) for chain in chains]
     observer.stage("build", len(chains))
+    built = []
     for number, chain in enumerate(chains):
         observer.step(number, str(chain))
-        if limits.expired:
-            variant = Variant(chain, None, "skipped", "the time limit left no time to build it")
-        else:
-            variant = builder.build(chain)
-        if variant.model is not None and variant.model.digest in digests:
-            reason = f"the same artefact as {digests[variant.model.digest]}"
-            variant = Variant(chain, None, "skipped", reason, variant.notes, variant.seconds)
-        if variant.model is None:
-            state.unbuilt.append(_unbuilt(variant, state.settings.runtime))
-            continue
-        digests[variant.model.digest] = variant.name
-        state.artefacts[variant.name] = variant.model
-        built.append(variant)
-    state.order = [str(chain) for chain in chains]
-    return built
+        if variant := _built(state, builder, chain, state.limits(BUILD_SHARE)):
+            built.append(variant)
+    return built + _steps(state, builder, built)
+
+
+def _built(state: _Run, builder: Builder, chain: Chain, limits: Limits) -> Variant | None:
+    """Build one chain; what gives no new artefact becomes a row at once."""
+    if limits.expired:
+        variant = Variant(chain, None, "skipped", "the time limit left no time to build it")
+    else:
+        variant = builder.build(chain)
+    served = (chain.runtime, variant.model.identity) if variant.model else None
+    if served in state.served:
+        reason = f"the same artefact as {state.served[served]}"
+        variant = Variant(chain, None, "skipped", reason, variant.notes, variant.seconds)
+    if variant.model is None or served is None:
+        state.unbuilt.append(_unbuilt(variant))
+        return None
+    state.served[served] = variant.name
+    state.artefacts[variant.name] = variant.model
+    return variant
+
+
+def _steps(state: _Run, builder: Builder, built: Sequence[Variant]) -> list[Variant]:
+    """What stands between a chain's passes, to show what each of them changes."""
+    steps: list[Variant] = []
+    for variant in built:
+        for prefix in variant.chain.prefixes():
+            if str(prefix) in state.artefacts or state.limits(BUILD_SHARE).expired:
+                continue
+            step = builder.build(prefix)
+            served = (prefix.runtime, step.model.identity) if step.model else None
+            if served is not None and served not in state.served:
+                state.served[served] = step.name
+                steps.append(replace(step, step=True))
+    return steps
+
+
+def _mix(state: _Run, screening: Screening, observer: Observer) -> None:
+    """Go on from the uniform strategies: leave layers in float where that pays."""
+    limits = state.limits(SCREEN_SHARE)
+    builder = state.builder
+    assert builder is not None  # set by _build
+
+    def attempt(chain: Chain) -> VariantReport | None:
+        observer.step(0, str(chain))
+        state.order.append(str(chain))
+        variant = _built(state, builder, chain, limits)
+        return screening.evaluate(variant, limits) if variant else None
+
+    observer.stage("mixed precision", 0)
+    for ladder in mixed.ladders(screening.rows(), state.request.everything):
+        mixed.climb(ladder, attempt)
+    screening.time_rest(limits, observer)
 
 
 def _as_they_are(state: _Run, folder: Path, observer: Observer) -> list[Variant]:
@@ -238,14 +284,15 @@ def _plan(request: Request, prepared: Prepared) -> list[Chain]:
     calibrated = prepared.calibration is not None
     chains = request.chains
     if chains is None:
-        chains = built_in(prepared.exported.model, calibrated)
-    return [Chain(), *(chain for chain in chains if chain.passes)]
+        model, everything = prepared.exported.model, request.everything
+        chains = built_in(model, calibrated, request.runtimes, everything)
+    return [Chain(), *(chain for chain in chains if chain != Chain())]
 
 
-def _unbuilt(variant: Variant, runtime: str) -> VariantReport:
+def _unbuilt(variant: Variant) -> VariantReport:
     return VariantReport(
         chain=str(variant.chain),
-        runtime=runtime,
+        runtime=variant.chain.runtime,
         status="failed" if variant.problem == "failed" else "skipped",
         reason=variant.reason,
         notes=variant.notes,

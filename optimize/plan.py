@@ -1,44 +1,103 @@
-"""The built-in plan: which chains are worth trying on a model."""
+"""The built-in plans: which chains are worth trying on a model."""
 
 from __future__ import annotations
 
-from optimize.models.model import Model
-from optimize.passes.chain import Chain
+from collections.abc import Sequence
 
-_ALWAYS = ("fold,fuse", "fold,fuse,fp16", "fold,fuse,int8{mode=dynamic}")
+from optimize.models.model import Model
+from optimize.models.runtimes import DEFAULT_RUNTIME
+from optimize.passes.chain import Chain
+from optimize.passes.int8 import is_transformer
+
+# Skip connection and layer norm in one kernel is slower than two on x86, and hides nothing.
+_TRANSFORMER_SESSION = "fold,session{without=SkipLayerNormFusion}"
 _TRANSFORMER = (
-    # Fused attention hides its weights from the quantizer, so quantizing without it may win.
-    "fold,int8{mode=dynamic}",
-    "fold,int8{mode=static,ops=matmul}",
-    "fold,int8{mode=static,calibration=percentile,ops=matmul}",
+    _TRANSFORMER_SESSION,
+    f"{_TRANSFORMER_SESSION},int8{{mode=dynamic}}",
+    f"{_TRANSFORMER_SESSION},smooth,int8{{mode=dynamic}}",
+    f"{_TRANSFORMER_SESSION},int8{{mode=static}}",
+    f"{_TRANSFORMER_SESSION},smooth,int8{{mode=static}}",
 )
 _CONVOLUTIONAL = (
     "fold,fuse,int8{mode=static}",
     "fold,fuse,int8{mode=static,calibration=percentile}",
     "fold,fuse,int8{mode=static,ops=conv}",
+    "fold,equalize,fuse,int8{mode=static}",
 )
-_WEIGHTS = (
-    "fold,fuse,int8{mode=weights}",
-    "fold,fuse,int8{mode=weights,bits=4}",
+_PRODUCTS = ("fold,fuse,int8{mode=dynamic}", "fold,fuse,int8{mode=static}")
+_WEIGHTS = ("fold,fuse,int8{mode=weights}",)
+_HALF = ("fold,fuse,fp16",)
+
+# What ``compare`` adds: strategies that are rarely the best, for those who want to know.
+_MORE = ("fold,fuse,int8{mode=weights,bits=4}", "fold,fuse,int8{mode=weights,bits=4,algorithm=hqq}")
+_MORE_TRANSFORMER = (
+    "fold,fuse,int8{mode=dynamic}",
+    f"{_TRANSFORMER_SESSION},int8{{mode=dynamic,per=tensor}}",
+    f"{_TRANSFORMER_SESSION},int8{{mode=static,ops=all}}",
+    f"{_TRANSFORMER_SESSION},int8{{mode=static,calibration=percentile}}",
+    f"{_TRANSFORMER_SESSION},int8{{mode=static,calibration=mse}}",
+    f"{_TRANSFORMER_SESSION},int8{{mode=static,symmetric=true}}",
+    f"{_TRANSFORMER_SESSION},int8{{mode=static,engine=nncf}}",
+    "int8{mode=static,engine=neural-compressor}",
 )
+_MORE_CONVOLUTIONAL = (
+    "fold,fuse,int8{mode=static,per=tensor}",
+    "fold,fuse,int8{mode=static,calibration=entropy}",
+    "fold,fuse,int8{mode=static,calibration=mse}",
+    "fold,fuse,int8{mode=static,symmetric=true}",
+    "fold,int8{mode=static,engine=nncf}",
+    "int8{mode=static,engine=neural-compressor}",
+)
+_OTHER_RUNTIMES = {
+    "openvino": (
+        "source@openvino",
+        "bf16@openvino",
+        "fold,int8{mode=static,engine=nncf}@openvino",
+        "fold,int8{mode=static,engine=nncf},bf16@openvino",
+    ),
+    "inductor": (
+        "source@inductor",
+        "int8{mode=static,engine=neural-compressor}@inductor",
+    ),
+}
 
 
-def built_in(model: Model, calibrated: bool) -> tuple[Chain, ...]:
+def built_in(
+    model: Model,
+    calibrated: bool,
+    runtimes: Sequence[str] = (DEFAULT_RUNTIME,),
+    everything: bool = False,
+) -> tuple[Chain, ...]:
     """The chains to try besides ``source``, cheapest and likeliest first.
 
     Args:
         model: the source as exported.
         calibrated: whether there is real data to calibrate on.
+        runtimes: those that may serve.
+        everything: whether to add the strategies that are rarely the best.
     """
-    texts = [*_ALWAYS]
-    transformer = model.count("Softmax") > 0 and model.count("MatMul") > 1
-    if transformer:
+    texts: list[str] = []
+    if DEFAULT_RUNTIME in runtimes:
+        texts += _for_onnxruntime(model, everything)
+    for runtime in runtimes:
+        texts += _OTHER_RUNTIMES.get(runtime, ())
+    chains = [Chain.parse(text) for text in dict.fromkeys(texts)]
+    return tuple(c for c in chains if calibrated or not c.needs_calibration)
+
+
+def _for_onnxruntime(model: Model, everything: bool) -> list[str]:
+    texts = ["fold,fuse"]
+    if is_transformer(model):
         texts += _TRANSFORMER
-    if model.count("Conv"):
+        texts += _MORE_TRANSFORMER if everything else ()
+    elif model.count("Conv"):
         texts += _CONVOLUTIONAL
-    elif not transformer:
-        texts += _CONVOLUTIONAL[:1]
+        texts += _MORE_CONVOLUTIONAL if everything else ()
+    else:
+        texts += _PRODUCTS
+    if model.count("Conv") and model.count("MatMul", "Gemm", "LSTM", "GRU"):
+        texts += _PRODUCTS[:1]
     if model.count("MatMul", "Gemm"):
         texts += _WEIGHTS
-    chains = [Chain.parse(text) for text in texts]
-    return tuple(c for c in chains if calibrated or not c.needs_calibration)
+        texts += _MORE if everything else ()
+    return [*texts, *_HALF]

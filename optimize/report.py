@@ -144,12 +144,31 @@ class AccuracyReport:
 
 
 @dataclass(frozen=True)
+class StepReport:
+    """The state of a chain after one of its passes; None for what was not measured there.
+
+    ``difference`` is the largest one of the outputs to the source's on the check samples.
+    """
+
+    step: str
+    p50_ms: float | None
+    p99_ms: float | None
+    accuracy: float | None
+    size_bytes: int | None
+    difference: str | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class VariantReport:
     """One row: a chain, its verdict, and the evidence.
 
     ``speedup`` is the source's median latency over this one's, paired block by block as they were
     timed in turns, with its interval at the run's confidence. ``operators`` are the slowest, by
-    the runtime's own profiler, in a pass of its own.
+    the runtime's own profiler, in a pass of its own. ``config`` are the options that the runtime
+    must load the artefact with. ``steps`` are the chain's passes with what each of them changed,
+    ``explanation`` says what keeps the variant from being faster and what cost its accuracy.
+    ``bound_ms`` is the least latency that this device allows.
     """
 
     chain: str
@@ -167,6 +186,10 @@ class VariantReport:
     notes: tuple[str, ...] = ()
     build_s: float = 0.0
     profile_s: float = 0.0
+    config: dict[str, str] = field(default_factory=dict)
+    steps: tuple[StepReport, ...] = ()
+    explanation: tuple[str, ...] = ()
+    bound_ms: float | None = None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from optimize.budgets.budget import Budget, Floor
 from optimize.choose import Objective
 from optimize.errors import InputError
 from optimize.models.model import TensorSpec
+from optimize.models.runtimes import DEFAULT_RUNTIME, find_runtime, runtime_names
 from optimize.passes.chain import Chain
 
 DEFAULT_TIME_LIMIT_S = 600.0
@@ -32,6 +33,8 @@ class Request:
         data, calibration: where samples are read from; None for none.
         metric: a metric's name or ``file.py:function``; None for the default.
         chains: only these; None for the built-in plan.
+        everything: whether the plan holds every strategy that applies, and all are measured.
+        runtimes: those that may serve.
         objective: what to pick by among the kept.
         threads: None for the cores that are granted.
         batch: samples a call; None for the model's own, or 1.
@@ -58,6 +61,8 @@ class Request:
     calibration: str | None = None
     metric: str | None = None
     chains: tuple[Chain, ...] | None = None
+    everything: bool = False
+    runtimes: tuple[str, ...] = (DEFAULT_RUNTIME,)
     objective: Objective = "latency"
     threads: int | None = None
     batch: int | None = None
@@ -169,6 +174,21 @@ def parse_duration(text: str) -> float | None:
             f"--time-limit {text!r} is no duration; write for example 90s, 10m or none"
         )
     return float(match.group(1)) * _SECONDS[match.group(2)]
+
+
+def parse_runtimes(text: str) -> tuple[str, ...]:
+    """Read ``openvino``, ``onnxruntime,openvino`` or ``all``: all that are installed.
+
+    Raises:
+        InputError: there is no such runtime, or it is not installed.
+    """
+    if text.strip() == "all":
+        return tuple(name for name in runtime_names() if find_runtime(name).installed)
+    runtimes = [find_runtime(name.strip()) for name in text.split(",")]
+    for runtime in runtimes:
+        if not runtime.installed:
+            raise InputError(f"--runtime {runtime.name}: {runtime.missing}")
+    return tuple(dict.fromkeys(runtime.name for runtime in runtimes))
 
 
 def parse_chains(texts: Sequence[str]) -> tuple[Chain, ...] | None:

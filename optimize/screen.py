@@ -26,8 +26,16 @@ from optimize.measure import (
     warm_up,
 )
 from optimize.models.model import Model
+from optimize.models.run import Difference, difference
+from optimize.models.runtimes import find_runtime
 from optimize.prepare import Prepared
-from optimize.report import AccuracyReport, LatencyReport, OperatorReport, VariantReport
+from optimize.report import (
+    AccuracyReport,
+    LatencyReport,
+    OperatorReport,
+    StepReport,
+    VariantReport,
+)
 from optimize.request import Request
 from optimize.targets.base import Job, Settings, Target
 from optimize.targets.inputs import write_inputs
@@ -61,7 +69,14 @@ class _Candidate:
     confirmed: bool = False
     speedup: tuple[float | None, float | None, float | None] = (None, None, None)
     operators: tuple[OperatorReport, ...] = ()
+    screened: Profile = field(default_factory=lambda: Profile(()))
     profile_s: float = 0.0
+    difference: str | None = None
+
+    @property
+    def served(self) -> tuple[str, str]:
+        """What is run, by what."""
+        return self.variant.chain.runtime, self.model.identity
 
 
 @dataclass
@@ -100,19 +115,9 @@ class Screening:
         Raises:
             InputError: the source itself does not run, or its metric cannot be computed.
         """
-        inputs = write_inputs(self.prepared.latency, self.folder / "inputs")
-        for number, variant in enumerate(variants):
-            if variant.model is not None:
-                job = Job(
-                    model=variant.model.path,
-                    inputs=inputs,
-                    scratch=self.folder / f"variant-{number}",
-                    settings=self.settings,
-                    pre=self.request.pre,
-                    post=self.request.post,
-                )
-                contender = Contender(variant.name, job, reference=number == 0)
-                self._candidates.append(_Candidate(variant, variant.model, contender))
+        write_inputs(self.prepared.latency, self.folder / "inputs")
+        for variant in variants:
+            self._add(variant)
         reference, *others = self._candidates
         observer.stage("evaluate and time", 2 * len(self._candidates))
         self._evaluate_source(reference, limits)
@@ -122,8 +127,51 @@ class Screening:
             self._time([reference, *heat], limits, observer, done)
             done += len(heat)
             if not waiting:
-                break
-        self.close()
+                return
+
+    def evaluate(self, variant: Variant, limits: Limits) -> VariantReport:
+        """Evaluate one more variant, after :meth:`measure`; it is timed by :meth:`time_rest`."""
+        self.contenders += 1
+        candidate = self._add(variant)
+        self._try_to_evaluate(candidate, limits)
+        if not (candidate.contender.judged or self.request.everything):
+            candidate.contender.close()
+        return self._row(candidate)
+
+    def time_rest(self, limits: Limits, observer: Observer) -> None:
+        """Time what :meth:`evaluate` has added and found worth it."""
+        rest = [
+            candidate
+            for candidate in self._candidates[1:]
+            if candidate.verdict is None and candidate.contender.workers
+        ]
+        if rest:
+            self._time([self._candidates[0], *rest], limits, observer, 0)
+
+    def _add(self, variant: Variant) -> _Candidate:
+        model, number = variant.model, len(self._candidates)
+        assert model is not None  # only what was built is measured
+        job = Job(
+            model=model.path,
+            inputs=self.folder / "inputs",
+            scratch=self.folder / f"variant-{number}",
+            settings=self._settings(variant, model),
+            names=_names(model),
+            pre=self.request.pre,
+            post=self.request.post,
+        )
+        contender = Contender(variant.name, job, reference=number == 0)
+        candidate = _Candidate(variant, model, contender)
+        self._candidates.append(candidate)
+        return candidate
+
+    def _settings(self, variant: Variant, model: Model) -> Settings:
+        """How this variant is served: by its own runtime, with its own options."""
+        runtime = variant.chain.runtime
+        provider = self.settings.provider
+        if runtime != self.settings.runtime:
+            provider = find_runtime(runtime).provider
+        return replace(self.settings, runtime=runtime, provider=provider, config=model.config)
 
     def confirm(self, limits: Limits, observer: Observer) -> None:
         """Time the best kept variant again in fresh processes; go on to the next if it fails."""
@@ -138,11 +186,12 @@ class Screening:
 
     def rows(self) -> list[VariantReport]:
         """What is known now about every variant that was built."""
-        return [self._row(candidate) for candidate in self._candidates]
+        return [self._row(c) for c in self._candidates if not c.variant.step]
 
     def profiles(self) -> dict[str, Profile]:
         """What was measured of every variant, as its row shows it."""
-        return {c.contender.name: c.contender.profile for c in self._candidates}
+        shown = (c for c in self._candidates if not c.variant.step)
+        return {c.contender.name: c.contender.profile for c in shown}
 
     def close(self) -> None:
         """End all worker processes."""
@@ -151,7 +200,7 @@ class Screening:
 
     def _unconfirmed(self) -> list[VariantReport]:
         eligible = self._candidates[1:] if self.request.reference_only else self._candidates
-        return [self._row(c) for c in eligible if not c.confirmed]
+        return [self._row(c) for c in eligible if not c.confirmed and not c.variant.step]
 
     def _evaluate_source(self, reference: _Candidate, limits: Limits) -> None:
         try:
@@ -180,19 +229,26 @@ class Screening:
             if limits.expired:
                 candidate.contender.error = _LATE
                 continue
-            try:
-                self._evaluate(candidate, limits)
-            except (WorkerError, InputError) as error:
-                candidate.contender.error = str(error)
-                candidate.contender.close()
+            self._try_to_evaluate(candidate, limits)
             used += candidate.contender.rss_bytes
         return heat, []
+
+    def _try_to_evaluate(self, candidate: _Candidate, limits: Limits) -> None:
+        try:
+            self._evaluate(candidate, limits)
+        except (WorkerError, InputError) as error:
+            candidate.contender.error = str(error)
+            candidate.contender.close()
 
     def _evaluate(self, candidate: _Candidate, limits: Limits) -> None:
         """Start a worker, compare its outputs with the source's, and judge its accuracy."""
         begun = time.perf_counter()
         contender, prepared = candidate.contender, self.prepared
         open_worker(self.target, contender, limits)
+        if candidate.variant.step:
+            contender.judged = False
+            if candidate.variant.exact:
+                return  # its outputs were checked when it was built
         outputs = collect_outputs(contender, len(prepared.evaluation), limits)
         rows = prepared.per_sample(outputs)
         if contender.reference:
@@ -204,7 +260,9 @@ class Screening:
         candidate.accuracy = compare(
             prepared.metric, scores, self._source_scores, self.request.confidence
         )
-        contender.judged = self._in_the_race(candidate)
+        contender.judged = self._in_the_race(candidate) and not candidate.variant.step
+        if not contender.reference:
+            candidate.difference = str(_difference(rows, self._source_outputs))
         candidate.profile_s += time.perf_counter() - begun
 
     def _in_the_race(self, candidate: _Candidate) -> bool:
@@ -238,6 +296,7 @@ class Screening:
         for candidate in heat:
             candidate.profile_s += float(candidate.contender.profile.samples_ns.sum()) / 1e9
             self._operators(candidate, limits)
+            candidate.screened = candidate.contender.profile
             candidate.verdict = self._judge(candidate, self.requirement)
             candidate.speedup = self._speedup(candidate)
             if not candidate.contender.reference:
@@ -295,7 +354,8 @@ class Screening:
             latency = LatencyReport.of(profile, self.request.confidence)
         return VariantReport(
             chain=variant.name,
-            runtime=self.settings.runtime,
+            runtime=contender.job.settings.runtime,
+            config=dict(candidate.model.config),
             status=verdict.status,
             reason=self._reason(candidate, verdict),
             latency=latency,
@@ -309,7 +369,21 @@ class Screening:
             notes=variant.notes,
             build_s=variant.seconds,
             profile_s=candidate.profile_s,
+            steps=self._waterfall(candidate),
         )
+
+    def _waterfall(self, candidate: _Candidate) -> tuple[StepReport, ...]:
+        """The chain's passes with what was measured after each of them."""
+        known = {str(c.variant.chain): c for c in self._candidates}
+        steps: list[StepReport] = []
+        for prefix in candidate.variant.chain.prefixes():
+            at = known.get(str(prefix))
+            if at is None:  # a pass that changed nothing
+                before = steps[-1] if steps else _step("", self._candidates[0])
+                steps.append(replace(before, step=str(prefix.passes[-1]), difference=None))
+            else:
+                steps.append(_step(str(prefix.passes[-1]), at))
+        return tuple(steps)
 
     def _reason(self, candidate: _Candidate, verdict: Verdict) -> str:
         screened = verdict.status == "kept" and not candidate.confirmed
@@ -331,7 +405,8 @@ class Screening:
             rows = operators(contender, limits)
         except WorkerError:
             return  # its profile is for information; the verdict does not rest on it
-        strangers = {p for row in rows for p in row["providers"]} - {self.settings.provider, ""}
+        asked = contender.job.settings.provider
+        strangers = {p for row in rows for p in row["providers"]} - {asked, ""}
         if strangers:
             contender.error = f"nodes ran on {', '.join(sorted(strangers))}, not where asked"
         total = sum(row["ns"] for row in rows) or 1.0
@@ -339,6 +414,33 @@ class Screening:
             OperatorReport(row["op"], row["nodes"], row["ns"] / 1e6, row["ns"] / total)
             for row in rows[:SHOWN_OPERATORS]
         )
+
+
+def _step(name: str, candidate: _Candidate) -> StepReport:
+    profile, accuracy = candidate.screened, candidate.accuracy
+    timed = profile.samples_ns.size > 0
+    return StepReport(
+        step=name,
+        p50_ms=profile.percentile_ns(0.5) / 1e6 if timed else None,
+        p99_ms=profile.percentile_ns(0.99) / 1e6 if timed else None,
+        accuracy=accuracy.value if accuracy else None,
+        size_bytes=candidate.model.size_bytes,
+        difference=candidate.difference,
+        seconds=candidate.variant.seconds,
+    )
+
+
+def _difference(got: Outputs, want: Outputs) -> Difference:
+    """The largest difference of any output, over all samples."""
+    names = [name for name in want if name in got]
+    pairs = [difference([{n: a} for a in got[n]], [{n: b} for b in want[n]]) for n in names]
+    return max(pairs, key=lambda pair: pair.relative, default=Difference())
+
+
+def _names(model: Model) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    signature = model.signature
+    inputs = tuple(spec.name for spec in signature.inputs)
+    return inputs, tuple(spec.name for spec in signature.outputs)
 
 
 _LATE = "the time limit ended the run before it was measured"

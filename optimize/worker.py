@@ -3,11 +3,12 @@
 Started as ``python worker.py JOB``, it needs nothing of this project installed, so that it can be
 copied to another machine. ``python worker.py --device`` prints what the machine is.
 
-Protocol, version 1: one JSON object a line. The job is a file::
+Protocol, version 2: one JSON object a line. The job is a file::
 
-    {"version": 1, "runtime": "onnxruntime", "model": PATH, "provider": NAME, "threads": N,
-     "config": {KEY: VALUE}, "inputs": FOLDER, "scratch": FOLDER,
-     "pre": "FILE.py:FUNCTION" or null, "post": the same}
+    {"version": 2, "runtime": "onnxruntime" | "openvino" | "inductor", "model": PATH,
+     "provider": NAME, "threads": N, "cpus": [N, ...] or null, "config": {KEY: VALUE},
+     "names": {"inputs": [NAME, ...], "outputs": [NAME, ...]}, "inputs": FOLDER,
+     "scratch": FOLDER, "pre": "FILE.py:FUNCTION" or null, "post": the same}
 
 ``pre(inputs) -> inputs`` and ``post(outputs) -> anything`` take dictionaries of arrays; they run
 inside of the timed call, as in the service.
@@ -21,7 +22,7 @@ is answered by one line, {"ok": true, ...} or {"ok": false, "error": SENTENCE}::
     operators calls               profile single operators, in a session of its own
     exit
 
-History: 1, the first.
+History: 1, the first. 2, runtimes beside onnxruntime, hence names; cpus.
 """
 
 from __future__ import annotations
@@ -38,10 +39,11 @@ import signal
 import sys
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-VERSION = 1
+VERSION = 2
 CPU_FREQUENCY_GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 _ISA = (
     "sse4_2 avx avx2 fma f16c avx512f avx512bw avx512vl avx512_vnni avx_vnni avx512_bf16 "
@@ -110,6 +112,26 @@ _MEMORY = {
 }
 
 
+GRAPH_LEVEL = "graph_optimization_level"
+
+
+def session_options(config: dict[str, str], threads: int) -> Any:
+    """Onnxruntime's session options; the key ``graph_optimization_level`` takes ALL, BASIC, ..."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    for key, value in config.items():
+        if key == GRAPH_LEVEL:
+            levels = onnxruntime.GraphOptimizationLevel
+            options.graph_optimization_level = getattr(levels, f"ORT_ENABLE_{value}")
+        else:
+            options.add_session_config_entry(key, value)
+    return options
+
+
 class OnnxRuntime:
     """A model in onnxruntime."""
 
@@ -126,15 +148,10 @@ class OnnxRuntime:
             raise RuntimeError(
                 f"provider {job['provider']} is not installed; there are {available}"
             )
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = job["threads"]
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4
+        options = session_options(job["config"], job["threads"])
         if profile:
             options.enable_profiling = True
             options.profile_file_prefix = profile
-        for key, value in job["config"].items():
-            options.add_session_config_entry(key, value)
         session = onnxruntime.InferenceSession(job["model"], options, providers=[job["provider"]])
         session.disable_fallback()
         if session.get_providers()[0] != job["provider"]:
@@ -177,12 +194,115 @@ class OnnxRuntime:
         marks.append(clock())
         return outputs
 
-    def end_profile(self) -> list[dict[str, Any]]:
-        """Finish profiling and return onnxruntime's events."""
+    def kernels(self, feeds: Iterator[dict[str, Any]]) -> Iterator[Kernel]:
+        """Run all samples, then give the events of onnxruntime's profile."""
+        for feed in feeds:
+            self.run(feed)
         file = Path(self._session.end_profiling())
         events: list[dict[str, Any]] = json.loads(file.read_text())
         file.unlink()
-        return events
+        for event in events:
+            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+                details = event["args"]
+                node = details.get("node_index", event["name"])
+                yield details["op_name"], node, event["dur"] * 1000, details.get("provider", "")
+
+
+class OpenVino:
+    """A model in OpenVINO, which reads ONNX and its own format."""
+
+    memory = None
+
+    def __init__(self, job: dict[str, Any], profile: str | None = None) -> None:
+        """Compile the model, and refuse any device or precision but the one asked for."""
+        import openvino
+
+        core = openvino.Core()
+        wanted = {
+            "INFERENCE_PRECISION_HINT": "f32",  # its own default is bf16 where the CPU has that
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": "1",
+            "INFERENCE_NUM_THREADS": job["threads"],
+            "PERF_COUNT": profile is not None,
+            **job["config"],
+        }
+        compiled = core.compile_model(core.read_model(job["model"]), job["provider"], wanted)
+        devices = list(compiled.get_property("EXECUTION_DEVICES"))
+        if devices != [job["provider"]]:
+            raise RuntimeError(f"asked for {job['provider']}, OpenVINO took {', '.join(devices)}")
+        precision = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+        if precision != wanted["INFERENCE_PRECISION_HINT"]:
+            raise RuntimeError(
+                f"asked for {wanted['INFERENCE_PRECISION_HINT']}, OpenVINO runs in {precision}"
+            )
+        self.version = openvino.__version__
+        self.names = [output.get_any_name() for output in compiled.outputs]
+        self._request = compiled.create_infer_request()
+        self._provider = job["provider"]
+
+    def run(self, feed: dict[str, Any]) -> list[Any]:
+        """One inference; inputs are used where they lie, outputs are copied out."""
+        results = self._request.infer(feed, share_inputs=True)
+        return [results[index] for index in range(len(self.names))]
+
+    def run_marked(self, feed: dict[str, Any], marks: list[int]) -> list[Any]:
+        """Do the same with the times of its borders: transfers are none."""
+        return _all_compute(self.run, feed, marks)
+
+    def kernels(self, feeds: Iterator[dict[str, Any]]) -> Iterator[Kernel]:
+        """Run sample after sample, each time giving OpenVINO's counters."""
+        for feed in feeds:
+            self.run(feed)
+            for node in self._request.profiling_info:
+                if node.status == node.Status.EXECUTED:
+                    name = f"{node.node_type} ({node.exec_type})"
+                    yield name, node.node_name, node.real_time.total_seconds() * 1e9, self._provider
+
+
+class Inductor:
+    """A package that torch's AOTInductor has compiled."""
+
+    memory = None
+
+    def __init__(self, job: dict[str, Any], profile: str | None = None) -> None:
+        """Load the package; ``profile`` is not offered by it."""
+        import torch
+
+        torch.set_num_threads(job["threads"])
+        torch.set_num_interop_threads(1)
+        self.version = torch.__version__
+        self.names = job["names"]["outputs"]
+        self._inputs = job["names"]["inputs"]
+        self._from_numpy = torch.from_numpy
+        self._leaves = torch.utils._pytree.tree_leaves
+        self._run = torch._inductor.aoti_load_package(job["model"])
+        self._no_grad = torch.inference_mode
+
+    def run(self, feed: dict[str, Any]) -> list[Any]:
+        """One inference."""
+        with self._no_grad():
+            result = self._run(*(self._from_numpy(feed[name]) for name in self._inputs))
+        return [leaf.numpy() for leaf in self._leaves(result)]
+
+    def run_marked(self, feed: dict[str, Any], marks: list[int]) -> list[Any]:
+        """Do the same with the times of its borders: transfers are none."""
+        return _all_compute(self.run, feed, marks)
+
+    def kernels(self, feeds: Iterator[dict[str, Any]]) -> Iterator[Kernel]:
+        """Give nothing: its kernels are one compiled function."""
+        return iter(())
+
+
+def _all_compute(run: Any, feed: dict[str, Any], marks: list[int]) -> list[Any]:
+    marks.append(time.perf_counter_ns())
+    outputs: list[Any] = run(feed)
+    marks.append(time.perf_counter_ns())
+    marks.append(marks[-1])
+    return outputs
+
+
+Kernel = tuple[str, Any, float, str]  # operator, node, nanoseconds, provider
+RUNTIMES = {"onnxruntime": OnnxRuntime, "openvino": OpenVino, "inductor": Inductor}
 
 
 class Worker:
@@ -192,13 +312,15 @@ class Worker:
         """Load the model and make the first call."""
         if job["version"] != VERSION:
             raise RuntimeError(f"this worker speaks version {VERSION}, the job {job['version']}")
-        if job["runtime"] != "onnxruntime":
+        if job["runtime"] not in RUNTIMES:
             raise RuntimeError(f"this worker has no runtime {job['runtime']}")
+        if job["cpus"] is not None and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, job["cpus"])  # before the runtime starts its threads
         self._job = job
         self._pre = _user_function(job.get("pre"))
         self._post = _user_function(job.get("post"))
         start = time.perf_counter_ns()
-        self._runtime = OnnxRuntime(job)
+        self._runtime: Any = RUNTIMES[job["runtime"]](job)
         self.load_ns = time.perf_counter_ns() - start
         self._samples = Samples(Path(job["inputs"]))
         self._scratch = Path(job["scratch"])
@@ -315,30 +437,29 @@ class Worker:
         }
 
     def operators(self, calls: int) -> dict[str, Any]:
-        """Time operators by onnxruntime's profiler, which costs some microseconds a node.
+        """Time operators by the runtime's profiler, which costs some microseconds a node.
 
         Returns:
             For each operator type its nodes, nanoseconds a call and providers, slowest first.
         """
-        runtime = OnnxRuntime(self._job, str(self._scratch / "operators"))
-        for index in range(calls):
-            feed = self._samples.feed(index % self._samples.count)
-            runtime.run(feed if self._pre is None else self._pre(dict(feed)))
+        make = RUNTIMES[self._job["runtime"]]
+        runtime: Any = make(self._job, str(self._scratch / "operators"))
         found: dict[str, dict[str, Any]] = {}
-        for event in runtime.end_profile():
-            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-                details = event["args"]
-                entry = found.setdefault(
-                    details["op_name"], {"ns": 0.0, "nodes": set(), "providers": set()}
-                )
-                entry["ns"] += event["dur"] * 1000 / calls
-                entry["nodes"].add(details.get("node_index", event["name"]))
-                entry["providers"].add(details.get("provider", ""))
+        for op, node, ns, provider in runtime.kernels(self._feeds(calls)):
+            entry = found.setdefault(op, {"ns": 0.0, "nodes": set(), "providers": set()})
+            entry["ns"] += ns / calls
+            entry["nodes"].add(node)
+            entry["providers"].add(provider)
         rows = [
             {"op": n, "nodes": len(e["nodes"]), "ns": e["ns"], "providers": sorted(e["providers"])}
             for n, e in found.items()
         ]
         return {"operators": sorted(rows, key=lambda row: -row["ns"])}
+
+    def _feeds(self, count: int) -> Iterator[dict[str, Any]]:
+        for index in range(count):
+            feed = self._samples.feed(index % self._samples.count)
+            yield feed if self._pre is None else self._pre(dict(feed))
 
 
 def main(argv: list[str]) -> int:

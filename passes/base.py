@@ -18,6 +18,7 @@ from optimize.errors import InputError, NotApplicable, PassFailed, first_cause
 from optimize.models.data import Dataset
 from optimize.models.model import FILE_NAME, Model
 from optimize.models.run import Difference, difference, run
+from optimize.models.runtimes import DEFAULT_RUNTIME, Format, find_runtime
 
 INLINE_MOST = 2**31 - 2**26  # protobuf ends at 2 GiB; leave room for the graph itself
 
@@ -32,6 +33,8 @@ class Context:
         calibration: inputs to estimate ranges from; None where there are none.
         seed: for whatever is drawn at random.
         isa: instruction sets of the device that will serve, as the operating system names them.
+        runtime: the library that will serve.
+        threads: how many it will use.
     """
 
     folder: Path
@@ -39,6 +42,8 @@ class Context:
     calibration: Dataset | None = None
     seed: int = 0
     isa: frozenset[str] = frozenset()
+    runtime: str = DEFAULT_RUNTIME
+    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,9 @@ class Pass(ABC):
         version: raised whenever the same options give another result.
         tolerance: the largest relative difference of the outputs that an exact pass may cause;
             None for passes that may change outputs.
+        takes: the formats that it can work on; a torch model is exported first where ``onnx`` is
+            taken and ``torch`` is not.
+        runtimes: the runtimes whose models it can make; empty for any.
     """
 
     name: ClassVar[str]
@@ -78,6 +86,8 @@ class Pass(ABC):
     needs: ClassVar[str] = ""
     version: ClassVar[int] = 1
     tolerance: ClassVar[float | None] = None
+    takes: ClassVar[tuple[Format, ...]] = ("onnx",)
+    runtimes: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def apply(self, model: Model, context: Context) -> PassResult:
@@ -88,6 +98,11 @@ class Pass(ABC):
         """Whether these options need real data."""
         return False
 
+    @property
+    def tailored(self) -> bool:
+        """Whether the result depends on the runtime that will serve it."""
+        return bool(self.runtimes)
+
     def __call__(self, model: Model, context: Context) -> PassResult:
         """Apply the pass, time it, and check the promise to keep the outputs.
 
@@ -97,6 +112,11 @@ class Pass(ABC):
         """
         if self.needs_calibration and context.calibration is None:
             raise NotApplicable(f"{self} needs --data or --calibration")
+        if self.runtimes and context.runtime not in self.runtimes:
+            title = find_runtime(context.runtime).title
+            raise NotApplicable(f"{self} makes nothing that {title} could run")
+        if model.format not in self.takes:
+            raise NotApplicable(f"{self} works on {' or '.join(self.takes)}, not {model.format}")
         start = time.perf_counter()
         try:
             result = self.apply(_in_one_file(model, context), context)
@@ -104,9 +124,10 @@ class Pass(ABC):
             raise
         except Exception as error:
             raise PassFailed(f"{self} raised {first_cause(error)}") from error
+        made = result.model.configured({**dict(model.config), **dict(result.model.config)})
         result = replace(
             result,
-            model=result.model if result.changed else model,
+            model=made if result.changed else model,
             seconds=time.perf_counter() - start,
         )
         if self.tolerance is None or not result.changed:
@@ -137,14 +158,14 @@ class Pass(ABC):
 
 def _in_one_file(model: Model, context: Context) -> Model:
     """Join a model of less than 2 GB with its external data, which many tools lose track of."""
-    if model.size_bytes >= INLINE_MOST or len(model.files) == 1:
+    if model.format != "onnx" or model.size_bytes >= INLINE_MOST or len(model.files) == 1:
         return model
     import onnx
 
     folder = context.folder / "joined"
     folder.mkdir()
     onnx.save(onnx.load(str(model.path)), str(folder / FILE_NAME))
-    return Model.read(folder / FILE_NAME)
+    return replace(Model.read(folder / FILE_NAME), config=model.config)
 
 
 def changed_counts(before: Model, after: Model) -> Mapping[str, int]:

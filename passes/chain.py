@@ -8,6 +8,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from optimize.errors import InputError, nearest
+from optimize.models.runtimes import DEFAULT_RUNTIME, find_runtime
 from optimize.passes.base import Pass
 from optimize.passes.registry import load_pass
 
@@ -17,12 +18,14 @@ _STEP = re.compile(r"\s*([A-Za-z][\w-]*)\s*(?:\{([^{}]*)\})?\s*(,|$)")
 
 @dataclass(frozen=True)
 class Chain:
-    """Passes in order; the empty chain is the source as exported.
+    """Passes in order, and the runtime that serves; the empty chain is the source as exported.
 
-    Its text is canonical: two chains are equal exactly if their texts are.
+    Its text is canonical: two chains are equal exactly if their texts are. A runtime other than
+    onnxruntime follows an at sign: ``fold,int8{mode=static}@openvino``.
     """
 
     passes: tuple[Pass, ...] = ()
+    runtime: str = DEFAULT_RUNTIME
 
     @classmethod
     def parse(cls, text: str) -> Chain:
@@ -31,8 +34,10 @@ class Chain:
         Raises:
             InputError: naming the place and the nearest valid pass or option.
         """
+        text, at, runtime = text.partition("@")
+        runtime = find_runtime(runtime.strip()).name if at else DEFAULT_RUNTIME
         if text.strip() == SOURCE:
-            return cls()
+            return cls((), runtime)
         if not text.strip():
             raise InputError("a chain is empty; write for example fold,fuse or source")
         steps, position = [], 0
@@ -47,7 +52,11 @@ class Chain:
             position = match.end()
         if text.rstrip().endswith(","):
             raise InputError(f"chain {text!r} ends with a comma")
-        return cls(tuple(steps))
+        return cls(tuple(steps), runtime)
+
+    def on(self, runtime: str) -> Chain:
+        """The same passes, served by another runtime."""
+        return Chain(self.passes, runtime)
 
     @property
     def needs_calibration(self) -> bool:
@@ -57,10 +66,11 @@ class Chain:
     def prefixes(self) -> Iterable[Chain]:
         """All chains that this one begins with, shortest first, itself last, without ``source``."""
         for length in range(1, len(self.passes) + 1):
-            yield Chain(self.passes[:length])
+            yield Chain(self.passes[:length], self.runtime)
 
     def __str__(self) -> str:
-        return ",".join(map(str, self.passes)) or SOURCE
+        text = ",".join(map(str, self.passes)) or SOURCE
+        return text if self.runtime == DEFAULT_RUNTIME else f"{text}@{self.runtime}"
 
 
 @dataclass(frozen=True)

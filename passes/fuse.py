@@ -34,6 +34,7 @@ class Fuse(Pass):
     )
     needs: ClassVar[str] = "engine=onnxruntime-tools: the extra tailfit[onnxruntime-tools]"
     tolerance: ClassVar[float | None] = 1e-3  # fused kernels sum in another order
+    runtimes: ClassVar[tuple[str, ...]] = ("onnxruntime",)  # fused operators are its own
 
     engine: Literal["auto", "onnxruntime", "onnxscript", "onnxruntime-tools"] = "auto"
 

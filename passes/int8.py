@@ -1,26 +1,29 @@
-"""Quantization to 8 bits and less, by onnxruntime."""
+"""Quantization to 8 bits and less."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from optimize.errors import InputError, NotApplicable, first_cause
+from optimize.errors import InputError, NotApplicable
 from optimize.models.data import Dataset
 from optimize.models.model import FILE_NAME, Model
-from optimize.models.run import feed
+from optimize.models.runtimes import Format
 from optimize.passes.base import Context, Pass, PassResult
-from optimize.passes.files import load_proto, needs_side_file, silent
+from optimize.passes.files import load_proto, needs_side_file, save_proto, silent
+from optimize.passes.quantizers import static
+from optimize.passes.quantizers.ranges import Method
 
 Mode = Literal["dynamic", "static", "weights"]
-_MATMUL = ("MatMul", "Gemm")
+Engine = Literal["onnxruntime", "neural-compressor", "nncf"]
 _CONV = ("Conv", "ConvTranspose")
 _RECURRENT = ("LSTM", "GRU")
-_CHANNEL_OPSET, _UPGRADED_OPSET = 13, 17
-_HISTOGRAM_SAMPLES = 32  # histogram calibrators keep every activation of every sample in memory
 # Integer dot products that do not overflow their 16-bit intermediates.
 _DOT_PRODUCT = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "sve"}
+_RANKING = "ranking.json"
 
 
 @dataclass(frozen=True)
@@ -28,48 +31,92 @@ class Int8(Pass):
     """Integer weights, and with ``dynamic`` and ``static`` integer arithmetic.
 
     ``dynamic`` takes the range of each activation at run time, ``static`` from calibration data,
-    ``weights`` leaves activations in float. ``ops=auto`` is all operators for ``static`` and all
-    but convolutions for ``dynamic``, whose integer convolutions are several times slower.
+    ``weights`` leaves activations in float. ``ops=auto`` is matrix products alone for transformers
+    in ``static``, whose other operators lose more than they gain; all operators for other models;
+    and all but convolutions in ``dynamic``, whose integer convolutions are several times slower.
+    ``keep=N`` leaves the N layers in float that give back most accuracy for their time.
     """
 
     name: ClassVar[str] = "int8"
     summary: ClassVar[str] = "INT8 quantization: dynamic, static (QDQ) or weight-only (8 or 4 bits)"
-    needs: ClassVar[str] = "mode=static: real data to calibrate on"
+    needs: ClassVar[str] = (
+        "mode=static: real data to calibrate on; engine=nncf: the extra tailfit[nncf]; "
+        "engine=neural-compressor: tailfit[neural-compressor] and a torch module"
+    )
 
     mode: Mode = field(default="dynamic", metadata={"always": True})
-    calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
+    engine: Engine = "onnxruntime"
+    calibration: Method = "minmax"
     per: Literal["channel", "tensor"] = "channel"
     ops: Literal["auto", "all", "matmul", "conv"] = "auto"
+    symmetric: bool = False
+    keep: int = 0
     bits: Literal[8, 4] = 8
+    algorithm: Literal["rtn", "hqq"] = "rtn"
     samples: int = 128
 
     def __post_init__(self) -> None:
-        """Reject options that the mode does not have."""
+        """Reject options that the mode or the engine does not have."""
         if self.mode != "static" and (self.calibration != "minmax" or self.samples != 128):
             raise InputError(f"int8: mode={self.mode} takes no calibration")
-        if self.mode != "weights" and self.bits != 8:
-            raise InputError(f"int8: bits={self.bits} needs mode=weights")
-        if self.mode == "weights" and (self.ops != "auto" or self.per != "channel"):
-            raise InputError("int8: mode=weights takes bits only")
-        if self.samples < 1:
-            raise InputError("int8: samples must be at least 1")
+        if self.mode != "weights" and (self.bits != 8 or self.algorithm != "rtn"):
+            raise InputError("int8: bits and algorithm need mode=weights")
+        if self.mode == "weights" and (self.ops != "auto" or self.per != "channel" or self.keep):
+            raise InputError("int8: mode=weights takes bits and algorithm only")
+        if self.mode != "static" and self.symmetric:
+            raise InputError("int8: symmetric needs mode=static")
+        if self.algorithm == "hqq" and self.bits != 4:
+            raise InputError("int8: algorithm=hqq needs bits=4")
+        if self.samples < 1 or self.keep < 0:
+            raise InputError("int8: samples must be at least 1, keep at least 0")
+        if self.engine != "onnxruntime":
+            other = (
+                Int8(self.mode, self.engine, samples=self.samples) if self._own_options else self
+            )
+            if self.mode != "static" or other != self:
+                raise InputError(f"int8: engine={self.engine} takes mode=static and samples only")
+
+    @property
+    def _own_options(self) -> bool:
+        return (self.calibration, self.per, self.ops, self.symmetric, self.keep) != (
+            "minmax", "channel", "auto", False, 0
+        )  # fmt: skip
 
     @property
     def needs_calibration(self) -> bool:
         """Only static ranges come from data."""
         return self.mode == "static"
 
+    @property
+    def tailored(self) -> bool:
+        """The other engines make each runtime's own format."""
+        return self.engine != "onnxruntime"
+
+    @property
+    def takes(self) -> tuple[Format, ...]:  # type: ignore[override]  # it depends on the engine
+        """neural-compressor works on torch modules alone."""
+        return ("torch",) if self.engine == "neural-compressor" else ("onnx",)
+
     def apply(self, model: Model, context: Context) -> PassResult:
         """Quantize in the chosen mode."""
         if model.quantized:
             raise NotApplicable("the model is already quantized")
+        if self.engine == "nncf":
+            from optimize.passes.quantizers import nncf_engine
+
+            calibration = self._calibration(context)
+            return nncf_engine.quantize(model, calibration, context, is_transformer(model))
+        if self.engine == "neural-compressor":
+            from optimize.passes.quantizers import neural_compressor_engine
+
+            return neural_compressor_engine.quantize(model, self._calibration(context), context)
         if self.mode == "weights":
             return self._weights(model, context)
         types = self._operators(model)
+        notes: tuple[str, ...] = ()
         with silent():
             if self.mode == "dynamic":
-                self._dynamic(model, context, types)
-                notes: tuple[str, ...] = ()
+                notes = self._dynamic(model, context, types)
             else:
                 notes = self._static(model, context, types)
         result = Model.read(context.folder / FILE_NAME)
@@ -77,6 +124,11 @@ class Int8(Pass):
             kinds = ", ".join(types)
             raise NotApplicable(f"none of the model's {kinds} could be quantized{_hint(model)}")
         return PassResult(result, True, (_coverage(model, result, types), *notes))
+
+    def _calibration(self, context: Context) -> Dataset:
+        if context.calibration is None:
+            raise NotApplicable("static quantization needs calibration data")
+        return context.calibration.take(range(min(len(context.calibration), self.samples)))
 
     def _operators(self, model: Model) -> list[str]:
         """List the operator types to quantize that the model has."""
@@ -88,13 +140,15 @@ class Int8(Pass):
             else set(registry.IntegerOpsRegistry)
         )
         wanted = known
-        if self.ops == "matmul":
-            wanted = known & set(_MATMUL)
+        if self.ops == "matmul" or (
+            self.ops == "auto" and self.mode == "static" and is_transformer(model)
+        ):
+            wanted = known & set(static.MATMUL)
         elif self.ops == "conv":
             wanted = known & set(_CONV)
         elif self.ops == "auto" and self.mode == "dynamic":
             wanted = known - set(_CONV)
-        heavy = model.count(*(wanted & {*_MATMUL, *_CONV, *_RECURRENT, "Attention"}))
+        heavy = model.count(*(wanted & {*static.MATMUL, *_CONV, *_RECURRENT, "Attention"}))
         heavy += model.count("com.microsoft::Attention") if "Attention" in wanted else 0
         if not heavy:
             what = {"matmul": "MatMul or Gemm", "conv": "convolution"}.get(self.ops, "operator")
@@ -102,66 +156,112 @@ class Int8(Pass):
         names = {name.split("::")[-1] for name, _ in model.op_counts}
         return sorted(wanted & names)
 
-    def _dynamic(self, model: Model, context: Context, types: list[str]) -> None:
+    def _dynamic(self, model: Model, context: Context, types: list[str]) -> tuple[str, ...]:
+        if not self.keep:
+            self._dynamic_without(model, context, types, (), context.folder / FILE_NAME)
+            return ()
+        import onnx
+
+        named = context.folder / "named.onnx"
+        proto = load_proto(model)
+        static.name_nodes(proto)
+        onnx.save(proto, str(named))
+        source = Model.read(named)
+        scratch = context.folder / "without.onnx"
+
+        def without(nodes: Sequence[str]) -> Any:
+            self._dynamic_without(source, context, types, nodes, scratch)
+            return onnx.load(str(scratch))
+
+        layers = [n.name for n in proto.graph.node if n.op_type in types]
+        kept = self._kept(model, context, named, layers, without, context.samples)
+        self._dynamic_without(source, context, types, kept, context.folder / FILE_NAME)
+        return (_kept_note(kept),)
+
+    def _dynamic_without(
+        self, model: Model, context: Context, types: list[str], nodes: Sequence[str], path: Path
+    ) -> None:
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
         quantize_dynamic(
             str(model.path),
-            str(context.folder / FILE_NAME),
+            str(path),
             op_types_to_quantize=types,
             per_channel=self.per == "channel",
             reduce_range=not context.isa & _DOT_PRODUCT,
             weight_type=QuantType.QInt8,
+            nodes_to_exclude=list(nodes),
             use_external_data_format=needs_side_file(model),
             extra_options={"MatMulConstBOnly": True},
         )
 
     def _static(self, model: Model, context: Context, types: list[str]) -> tuple[str, ...]:
-        from onnxruntime.quantization import (
-            CalibrationMethod,
-            QuantFormat,
-            QuantType,
-            quantize_static,
-        )
+        import onnx
 
-        methods = {
-            "minmax": CalibrationMethod.MinMax,
-            "entropy": CalibrationMethod.Entropy,
-            "percentile": CalibrationMethod.Percentile,
-        }
-        if context.calibration is None:
-            raise NotApplicable("static quantization needs calibration data")
-        calibration = context.calibration
-        if self.calibration != "minmax":
-            # Histogram calibrators stack the activations of all samples.
-            calibration = calibration.take(_most_common_shape(calibration)[:_HISTOGRAM_SAMPLES])
-        calibration = calibration.take(range(min(len(calibration), self.samples)))
+        calibration = self._calibration(context)
         reduced = not context.isa & _DOT_PRODUCT
-        quantize_static(
-            str(_prepared(model, context)),
-            str(context.folder / FILE_NAME),
-            _reader(calibration),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=types,
-            per_channel=self.per == "channel",
-            reduce_range=reduced,
-            # Unsigned activations and signed weights: the pair that x86's dot products take.
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=methods[self.calibration],
-            use_external_data_format=needs_side_file(model),
-            extra_options={"MatMulConstBOnly": True},
-        )
-        note = ("weights in 7 bits: this device's products would overflow",) if reduced else ()
-        return (f"calibrated on {len(calibration)} samples", *note)
+        per_channel = self.per == "channel"
+        scheme = static.Scheme(tuple(types), per_channel, reduced, self.symmetric, self.calibration)
+        path = context.folder / FILE_NAME
+        prepared = static.quantize(model, calibration, scheme, context, path)
+        notes = [f"calibrated on {len(calibration)} samples"]
+        if reduced:
+            notes.append("weights in 7 bits: this device's products would overflow")
+        if self.keep:
+            from optimize.passes.quantizers import layers
+
+            full, reference = onnx.load(str(path)), onnx.load(str(prepared))
+            names = layers.quantized_layers(full, reference)
+            kept = self._kept(
+                model, context, prepared, names,
+                lambda nodes: layers.restore(full, reference, nodes) if nodes else full,
+                calibration,
+            )  # fmt: skip
+            save_proto(layers.restore(full, reference, kept), context)
+            notes.append(_kept_note(kept))
+        return tuple(notes)
+
+    def _kept(
+        self,
+        model: Model,
+        context: Context,
+        reference: Path,
+        layers: Sequence[str],
+        without: Callable[[Sequence[str]], Any],
+        samples: Dataset,
+    ) -> list[str]:
+        """The layers to leave in float; their ranking is kept for chains that keep another number.
+
+        Raises:
+            NotApplicable: there are not that many layers.
+        """
+        from optimize.passes.quantizers.layers import rank
+
+        if self.keep >= len(layers):
+            raise NotApplicable(f"keep={self.keep} leaves none of {len(layers)} layers in INT8")
+        file = context.folder.parent / f"{self._ranking_name(model)}-{_RANKING}"
+        if not file.is_file():
+            ranked = rank(without(()), reference, lambda n: without((n,)), layers, samples)
+            file.write_text(json.dumps([asdict(layer) for layer in ranked]))
+        ranking = json.loads(file.read_text())
+        return [layer["node"] for layer in ranking[: self.keep]]
+
+    def _ranking_name(self, model: Model) -> str:
+        options = asdict(self) | {"keep": 0}
+        return "-".join([model.digest[:16], *(str(value) for value in options.values())])
 
     def _weights(self, model: Model, context: Context) -> PassResult:
         import onnx
-        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+        from onnxruntime.quantization import matmul_nbits_quantizer as nbits
 
+        config = nbits.HQQWeightOnlyQuantConfig(bits=4) if self.algorithm == "hqq" else None
         with silent():
-            quantizer = MatMulNBitsQuantizer(
-                onnx.load(str(model.path)), bits=self.bits, block_size=128, is_symmetric=True
+            quantizer = nbits.MatMulNBitsQuantizer(
+                onnx.load(str(model.path)),
+                bits=self.bits,
+                block_size=128,
+                is_symmetric=True,
+                algo_config=config,
             )
             quantizer.process()
         path = context.folder / FILE_NAME
@@ -174,6 +274,15 @@ class Int8(Pass):
         return PassResult(result, True, (f"{packed} MatMul in {self.bits} bits, {left} in float",))
 
 
+def is_transformer(model: Model) -> bool:
+    """Whether matrix products and an attention's softmax carry the model."""
+    return model.count("Softmax") > 0 and model.count("MatMul") > 1 and not model.count("Conv")
+
+
+def _kept_note(kept: Sequence[str]) -> str:
+    return f"in float, by accuracy recovered per microsecond: {', '.join(kept)}"
+
+
 def _hint(model: Model) -> str:
     if not model.count("Constant"):
         return ""
@@ -184,68 +293,3 @@ def _coverage(before: Model, after: Model, types: list[str]) -> str:
     total = before.count(*types)
     pairs = after.count("QuantizeLinear", "DynamicQuantizeLinear")
     return f"{', '.join(types)} quantized ({total} nodes; {pairs} activations)"
-
-
-def _prepared(model: Model, context: Context) -> Path:
-    """Infer shapes and fold what onnxruntime would fold at load, so that ranges fit its graph."""
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    path = context.folder / f"prepared-{FILE_NAME}"
-    large = needs_side_file(model)
-    model = _upgraded(model, context)
-    for symbolic in (True, False):
-        try:
-            quant_pre_process(
-                str(model.path),
-                str(path),
-                skip_symbolic_shape=not symbolic,
-                auto_merge=True,
-                save_as_external_data=large,
-                all_tensors_to_one_file=large,
-            )
-            return path
-        except Exception:
-            if not symbolic:
-                raise
-    return path
-
-
-def _upgraded(model: Model, context: Context) -> Model:
-    """Convert to an operator set whose quantize operators know channels, if need be."""
-    if model.opset >= _CHANNEL_OPSET:
-        return model
-    import onnx
-    from onnx import version_converter
-
-    path = context.folder / f"upgraded-{FILE_NAME}"
-    try:
-        onnx.save(version_converter.convert_version(load_proto(model), _UPGRADED_OPSET), str(path))
-    except Exception as error:
-        raise NotApplicable(
-            f"the model's operator set {model.opset} has no quantization by channel and cannot be "
-            f"converted to {_UPGRADED_OPSET}: {first_cause(error, 120)}"
-        ) from error
-    return Model.read(path)
-
-
-def _most_common_shape(samples: Dataset) -> list[int]:
-    """Find the samples that share the shapes which most samples have."""
-    groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
-    for index in range(len(samples)):
-        shapes = tuple(array.shape for array in samples.sample(index).values())
-        groups.setdefault(shapes, []).append(index)
-    return max(groups.values(), key=len)
-
-
-def _reader(samples: Dataset) -> Any:
-    from onnxruntime.quantization import CalibrationDataReader
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships no types
-        def __init__(self) -> None:
-            self._left = iter(range(len(samples)))
-
-        def get_next(self) -> dict[str, Any] | None:
-            index = next(self._left, None)
-            return None if index is None else feed(samples.sample(index))
-
-    return Reader()

@@ -13,7 +13,11 @@ GROUP = "tailfit.passes"
 _BUILT_IN: dict[str, str] = {
     "fold": "optimize.passes.fold:Fold",
     "fuse": "optimize.passes.fuse:Fuse",
+    "session": "optimize.passes.session:Session",
+    "equalize": "optimize.passes.equalize:Equalize",
+    "smooth": "optimize.passes.smooth:Smooth",
     "fp16": "optimize.passes.fp16:Fp16",
+    "bf16": "optimize.passes.bf16:Bf16",
     "int8": "optimize.passes.int8:Int8",
 }
 

@@ -9,10 +9,22 @@ from dataclasses import MISSING, fields
 from pathlib import PurePath
 from typing import Any
 
+from optimize.models.runtimes import DEFAULT_RUNTIME
 from optimize.request import Request, spec_text
 
 # What is no option of its own name, or says where this machine keeps things.
-_SPECIAL = ("model", "rivals", "labels", "as_is", "reference_only", "out", "budgets", "inputs")
+_SPECIAL = (
+    "model",
+    "rivals",
+    "labels",
+    "as_is",
+    "reference_only",
+    "out",
+    "budgets",
+    "inputs",
+    "everything",
+    "runtimes",
+)
 _NAMES = {"chains": "chain", "time_limit_s": "time-limit"}
 
 
@@ -21,14 +33,20 @@ def command(request: Request) -> str:
 
     Options at their defaults are left out, so that the line is as a user would write it.
     """
-    verb = ["optimize", "profile"] if request.as_is else ["optimize"]
-    words = [*verb, *(without_folder(str(path)) for path in (request.model, *request.rivals))]
+    verb = ["profile"] if request.as_is else ["compare"] if request.everything else []
+    words = [
+        "optimize",
+        *verb,
+        *(without_folder(str(path)) for path in (request.model, *request.rivals)),
+    ]
     for budget in request.budgets:
         words += ["--budget", str(budget)]
     for item in fields(request):
         if item.name not in _SPECIAL:
             default = item.default if item.default is not MISSING else None
             words += _option(item.name, getattr(request, item.name), default)
+    if request.runtimes != (DEFAULT_RUNTIME,):
+        words += ["--runtime", ",".join(request.runtimes)]
     for spec in request.inputs:
         words += ["--input", spec_text(spec)]
     return shlex.join(words)

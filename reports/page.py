@@ -82,8 +82,7 @@ def _content(shown: View) -> dict[str, Any]:
         "rows": [Row.of(shown, index, v) for index, v in enumerate(report.variants)],
         "waterfall": list(bars(shown.stages())),
         "parts": _parts(shown),
-        "bound": view.bound_ms(focus) if focus else None,
-        "explained": [(v, view.explanation(v)) for v in report.variants if view.explanation(v)],
+        "explained": [v for v in report.variants if v.explanation],
         "timed": [v for v in report.variants if v.latency and (v is shown.source or v is focus)],
         "stored": {v.chain: len(shown.timings[v.chain].ns) for v in report.variants
                    if v.chain in shown.timings},
@@ -142,8 +141,8 @@ def _cells(shown: View, variant: VariantReport) -> Iterator[Cell]:
         yield Cell("change", f"{accuracy.change:+.4f}", accuracy.change)
     size = variant.size_bytes
     yield Cell("size", format_bytes(size), size) if size else Cell("size")
-    if any(map(view.bound_ms, shown.report.variants)):
-        bound = view.bound_ms(variant)
+    if any(v.bound_ms for v in shown.report.variants):
+        bound = variant.bound_ms
         times = latency.p50_ms / bound if latency and bound else None
         yield Cell("p50 / bound", f"{times:.2f}x", times) if times else Cell("p50 / bound")
 

@@ -158,9 +158,8 @@ class View:
     def stages(self) -> tuple[Stage, ...]:
         """The chosen chain pass by pass, the source first; empty if that was not measured."""
         focus, source = self.focus, self.source
-        # Reports of earlier versions hold no steps.
-        steps = getattr(focus, "steps", ())
-        if not steps or source is None or focus is None:
+        steps = focus.steps if focus else ()
+        if not steps or source is None:
             return ()
         found = [
             Stage(s.step, s.p50_ms, s.p99_ms, s.accuracy, s.size_bytes, s.difference, s.seconds)
@@ -181,17 +180,6 @@ def percentile(latency: LatencyReport, quantity: str) -> Interval:
     if quantity == "p99" and low is None and high is None:
         low, high = latency.p99_lower_ms, latency.p99_upper_ms
     return Interval(float(getattr(latency, name)), low, high)
-
-
-def explanation(variant: VariantReport) -> tuple[str, ...]:
-    """Why it is no faster and what its accuracy went to; empty in reports of earlier versions."""
-    return tuple(getattr(variant, "explanation", ()))
-
-
-def bound_ms(variant: VariantReport) -> float | None:
-    """The least latency that the device allows; None if it was not worked out."""
-    bound: float | None = getattr(variant, "bound_ms", None)
-    return bound or None
 
 
 def device_words(device: Device) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from optimize.report import (
     Report,
     SettingsReport,
     SourceReport,
+    StepReport,
     VariantReport,
 )
 from optimize.reports.samples import pack, unpack
@@ -27,28 +28,6 @@ from optimize.reports.view import View
 from optimize.targets.base import Device
 
 HOSTILE = '<img src=x onerror="alert(1)">&amp;</script><b>|`%{x}'
-
-
-@dataclass(frozen=True)
-class Step:
-    """One pass of a chain as later reports hold it."""
-
-    step: str
-    p50_ms: float
-    p99_ms: float
-    accuracy: float | None
-    size_bytes: int
-    difference: str | None
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Explained(VariantReport):
-    """A variant with the fields of later reports."""
-
-    steps: tuple[Any, ...] = field(default=())
-    explanation: tuple[str, ...] = ()
-    bound_ms: float | None = None
 
 
 def profile(ms: float, calls: int = 1000, seed: int = 0, begun_s: float = 0.0) -> Profile:
@@ -83,7 +62,7 @@ def variant(
         value - 0.925,
     )
     measured = made is not None
-    return Explained(
+    return VariantReport(
         chain,
         "onnxruntime",
         status,  # type: ignore[arg-type]
@@ -136,9 +115,9 @@ def many(count: int = 60) -> View:
         (variant("source", "too_large", "703.9 kB exceeds size=400kB", source, 0.9333), source)
     ]
     steps = (
-        Step("fold", 13.6, 18.0, 0.9333, 700_000, "2.1e-07", 0.4),
-        Step("fuse", 11.0, 15.1, 0.9333, 690_000, "3.0e-07", 1.2),
-        Step("int8{mode=static}", 6.1, 8.2, 0.9329, 221_500, "cosine 0.9981", 5.0),
+        StepReport("fold", 13.6, 18.0, 0.9333, 700_000, "2.1e-07", 0.4),
+        StepReport("fuse", 11.0, 15.1, 0.9333, 690_000, "3.0e-07", 1.2),
+        StepReport("int8{mode=static}", 6.1, 8.2, 0.9329, 221_500, "cosine 0.9981", 5.0),
     )
     best = profile(6.0, 1500, 1, 12.0)
     rows.append((variant(
@@ -212,7 +191,7 @@ def hostile() -> View:
     rows: list[tuple[VariantReport, Profile | None]] = [
         (variant("source", "too_large", f"no {HOSTILE}", source, 0.9333), source),
         (variant(HOSTILE, "kept", f"reason {HOSTILE}", fast, 0.9329, speedup=2.0,
-                 explanation=(HOSTILE,), steps=(Step(HOSTILE, 6.0, 8.0, None, 1, HOSTILE, 0.1),)), fast),
+                 explanation=(HOSTILE,), steps=(StepReport(HOSTILE, 6.0, 8.0, None, 1, HOSTILE, 0.1),)), fast),
     ]  # fmt: skip
     made = view(rows, HOSTILE, 0, source=HOSTILE)
     return replace(

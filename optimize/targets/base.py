@@ -16,12 +16,14 @@ class Settings:
         runtime: the library that serves it.
         provider: onnxruntime's execution provider.
         threads: threads within an operator.
+        cpus: the cores that it may use; None for those that the operating system grants.
         config: further session options, as pairs.
     """
 
     runtime: str = "onnxruntime"
     provider: str = "CPUExecutionProvider"
     threads: int = 1
+    cpus: tuple[int, ...] | None = None
     config: tuple[tuple[str, str], ...] = ()
 
 
@@ -48,6 +50,7 @@ class Job:
         inputs: folder of inputs written by :func:`optimize.targets.inputs.write_inputs`.
         scratch: an empty folder for the worker's files.
         settings: how to run it.
+        names: of its inputs and outputs, in order, for runtimes whose files do not hold them.
         pre, post: ``file.py:function`` that belong to every call; None for none.
     """
 
@@ -55,6 +58,7 @@ class Job:
     inputs: Path
     scratch: Path
     settings: Settings = field(default_factory=Settings)
+    names: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     pre: str | None = None
     post: str | None = None
 

@@ -121,14 +121,16 @@ def test_every_option_of_a_repeated_command_exists() -> None:
     from optimize.cli import app
 
     request = Request(
-        Path("a.onnx"), (Budget.parse("p99=1ms"),), Floor.parse("drop=0.1"), "d.npz", "c.npz",
-        "mae", (Chain.parse("fold"),), "size", 1, 2, 0.95, 5.0, (), "a.py:b", True, None, 3, True, 7,
-        None, "p.py:f",
+        model=Path("a.onnx"), budgets=(Budget.parse("p99=1ms"),), floor=Floor.parse("drop=0.1"),
+        data="d.npz", calibration="c.npz", metric="mae", chains=(Chain.parse("fold"),),
+        runtimes=("openvino", "onnxruntime"), objective="size", threads=1, batch=1,
+        confidence=0.95, time_limit_s=5.0, arch="a.py:b", trust_pickle=True, seed=3,
+        strict_floor=True, max_samples=7, pre="p.py:f", post="p.py:g",
     )  # fmt: skip
     run = get_command(app).commands["run"]  # type: ignore[attr-defined]
     known = {name for parameter in run.params for name in parameter.opts}
     used = {word for word in parsed(command(request)) if word.startswith("--")}
-    assert len(used) > 12
+    assert len(used) > 15
     assert used <= known
 
 
@@ -137,6 +139,11 @@ def test_models_as_they_are_are_profiled_again() -> None:
         Path("/home/ann/a.onnx"), (Budget.parse("p99=1ms"),), rivals=(Path("b.onnx"),), as_is=True
     )
     assert parsed(command(request))[:4] == ["optimize", "profile", "a.onnx", "b.onnx"]
+
+
+def test_a_comparison_is_repeated_as_one() -> None:
+    request = Request(Path("a.onnx"), (Budget.parse("p99=1ms"),), everything=True)
+    assert parsed(command(request))[:3] == ["optimize", "compare", "a.onnx"]
 
 
 PART = st.text("abcXYZ019._-", min_size=1, max_size=8).filter(lambda part: set(part) - set("."))

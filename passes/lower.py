@@ -1,0 +1,81 @@
+"""From one format to the next: what a chain needs between its passes, and at its end."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from optimize.errors import NotApplicable, first_cause
+from optimize.models.model import Model
+from optimize.models.runtimes import Format
+from optimize.passes.base import Context, Pass, PassResult
+from optimize.passes.files import silent
+
+
+@dataclass(frozen=True)
+class Export(Pass):
+    """A torch module becomes an ONNX graph, checked against the module's own outputs."""
+
+    name: ClassVar[str] = "export"
+    summary: ClassVar[str] = "torch module to ONNX"
+    takes: ClassVar[tuple[Format, ...]] = ("torch",)
+
+    def apply(self, model: Model, context: Context) -> PassResult:
+        """Export by the first route whose outputs are the module's."""
+        from optimize.models.export import export_program
+
+        exported = export_program(model, context.folder)
+        note = f"by {exported.route}, outputs {exported.difference}"
+        return PassResult(exported.model, True, (note,))
+
+
+@dataclass(frozen=True)
+class Compile(Pass):
+    """A torch module becomes a package of compiled code for this CPU."""
+
+    name: ClassVar[str] = "compile"
+    summary: ClassVar[str] = "torch module to a package of AOTInductor"
+    needs: ClassVar[str] = "a C++ compiler"
+    takes: ClassVar[tuple[Format, ...]] = ("torch", "onnx")
+    runtimes: ClassVar[tuple[str, ...]] = ("inductor",)
+
+    def apply(self, model: Model, context: Context) -> PassResult:
+        """Compile with the weights frozen into the package."""
+        if model.format != "torch":
+            raise NotApplicable(
+                "torch's AOTInductor compiles torch modules; this chain holds an ONNX graph"
+            )
+        if shutil.which("g++") is None and shutil.which("clang++") is None:
+            raise NotApplicable("torch's AOTInductor needs a C++ compiler, and there is none")
+        import torch
+
+        from optimize.models.export import dynamic_shapes, load_program
+
+        program = load_program(model.path)
+        path = context.folder / "model.pt2"
+        with silent(), torch.no_grad():
+            exported = torch.export.export(
+                program.module,
+                program.example.args,
+                dynamic_shapes=dynamic_shapes(program.loaded, program.example),
+            )
+            compile_package(exported, path)
+        return PassResult(Model.of("inductor", (path,), model.signature), True)
+
+
+def compile_package(exported: Any, path: Any) -> None:
+    """Compile an ``ExportedProgram`` into a package at ``path``.
+
+    Raises:
+        NotApplicable: torch cannot compile it.
+    """
+    import torch
+
+    options = {"freezing": True}
+    try:
+        torch._inductor.aoti_compile_and_package(
+            exported, package_path=str(path), inductor_configs=options
+        )
+    except Exception as error:
+        raise NotApplicable(f"AOTInductor cannot compile it: {first_cause(error)}") from error

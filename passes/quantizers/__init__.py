@@ -1,0 +1,1 @@
+"""How integer ranges are chosen, and which libraries put them into a graph."""

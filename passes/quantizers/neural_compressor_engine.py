@@ -1,0 +1,108 @@
+"""neural-compressor's static INT8 of a torch module, for onnxruntime or AOTInductor.
+
+Its graph is exported as QDQ pairs. onnxruntime runs them in integer kernels only if the weights
+are integers in the file and its own fusion of MatMul and Add, which would make float products of
+them, is left out.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from optimize.errors import NotApplicable, first_cause
+from optimize.models.data import Dataset
+from optimize.models.model import FILE_NAME, Model
+from optimize.passes.base import Context, PassResult
+from optimize.passes.files import silent
+
+WITHOUT = {"optimization.disable_specified_optimizers": "MatMulAddFusion;SkipLayerNormFusion"}
+
+
+def quantize(model: Model, calibration: Dataset, context: Context) -> PassResult:
+    """Quantize a saved module by the library's pt2e route.
+
+    Raises:
+        NotApplicable: the library is not installed, or cannot quantize this module.
+    """
+    try:
+        from neural_compressor.torch import quantization as inc
+        from neural_compressor.torch.export import export
+    except ImportError as error:
+        raise NotApplicable(
+            "neural-compressor is not installed; install tailfit[neural-compressor]"
+        ) from error
+    import torch
+
+    from optimize.models.export import dynamic_shapes, load_program
+
+    program = load_program(model.path)
+    example = program.example
+    with silent(), torch.no_grad():
+        try:
+            graph = export(
+                copy.deepcopy(program.module),
+                example.args,
+                dynamic_shapes=dynamic_shapes(program.loaded, example),
+            )
+            prepared = inc.prepare(graph, quant_config=inc.StaticQuantConfig())
+            for index in range(len(calibration)):
+                sample = calibration.sample(index)
+                prepared(*(torch.from_numpy(sample[name]) for name in example.names))
+            converted = inc.convert(prepared)
+        except Exception as error:
+            raise NotApplicable(
+                f"neural-compressor cannot quantize this module: {first_cause(error, 200)}"
+            ) from error
+        note = f"by neural-compressor on {len(calibration)} samples"
+        if context.runtime == "inductor":
+            return PassResult(_packaged(converted, program, model, context), True, (note,))
+        return PassResult(_exported(converted, program, model, context), True, (note,))
+
+
+def _packaged(converted: Any, program: Any, model: Model, context: Context) -> Model:
+    import torch
+
+    from optimize.models.export import flat_dynamic_shapes
+    from optimize.passes.lower import compile_package
+
+    path = context.folder / "model.pt2"
+    exported = torch.export.export(
+        converted,
+        program.example.args,
+        dynamic_shapes=flat_dynamic_shapes(program.example),
+    )
+    compile_package(exported, path)
+    return Model.of("inductor", (path,), model.signature)
+
+
+def _exported(converted: Any, program: Any, model: Model, context: Context) -> Model:
+    import torch
+
+    from optimize.models.export import flat_dynamic_shapes
+
+    made = torch.onnx.export(
+        converted,
+        program.example.args,
+        input_names=[spec.name for spec in model.signature.inputs],
+        output_names=[spec.name for spec in model.signature.outputs],
+        dynamic_shapes=flat_dynamic_shapes(program.example),
+        dynamo=True,
+        verbose=False,
+    )
+    path = context.folder / FILE_NAME
+    if made is None:
+        raise NotApplicable("the quantized module cannot be exported to ONNX")
+    _fold_weights(made.model)
+    made.save(str(path), external_data=False)
+    return Model.read(path).configured(WITHOUT)
+
+
+def _fold_weights(graph: Any) -> None:
+    """Compute the quantized weights once: constants through QuantizeLinear become integers."""
+    from onnxscript import optimizer
+
+    def fold(node: Any) -> bool | None:
+        return False if node.op_type == "DequantizeLinear" else None
+
+    optimizer.optimize_ir(graph, should_fold=fold)

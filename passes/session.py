@@ -1,0 +1,54 @@
+"""Options of the runtime's session, as a pass: what it optimizes at load, or must not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from optimize.errors import InputError, NotApplicable
+from optimize.models.model import Model
+from optimize.passes.base import Context, Pass, PassResult
+
+_WITHOUT = "optimization.disable_specified_optimizers"
+_LEVEL = "graph_optimization_level"
+
+
+@dataclass(frozen=True)
+class Session(Pass):
+    """Load the model at another graph level, or without some of onnxruntime's optimizers.
+
+    The graph stays as it is; the options travel with it. Some fusions are slower than what they
+    replace on some processors, for example SkipLayerNormalization on x86.
+    """
+
+    name: ClassVar[str] = "session"
+    summary: ClassVar[str] = "onnxruntime's session options: graph level, optimizers left out"
+    tolerance: ClassVar[float | None] = 1e-3  # other kernels sum in another order
+    runtimes: ClassVar[tuple[str, ...]] = ("onnxruntime",)
+
+    level: Literal["ALL", "EXTENDED", "BASIC"] = "ALL"
+    without: str = "none"
+
+    def __post_init__(self) -> None:
+        """Check ``without``: ``none``, or names of optimizers joined by ``+``."""
+        import re
+
+        if not re.fullmatch(r"\w+(\+\w+)*", self.without):
+            raise InputError(
+                f"session: without={self.without} is not of the form "
+                "SkipLayerNormFusion+MatMulAddFusion"
+            )
+
+    def apply(self, model: Model, context: Context) -> PassResult:
+        """Set the options; the check of the outputs shows that onnxruntime takes them."""
+        options: dict[str, str] = {}
+        if self.level != "ALL":
+            options[_LEVEL] = self.level
+        if self.without != "none":
+            known = dict(model.config).get(_WITHOUT, "")
+            names = dict.fromkeys([*filter(None, known.split(";")), *self.without.split("+")])
+            options[_WITHOUT] = ";".join(names)
+        if not options:
+            raise NotApplicable("session without options changes nothing")
+        changed = model.configured(options)
+        return PassResult(changed, changed != model)
