@@ -103,13 +103,26 @@ def show(result: Result, console: Console) -> None:
     for variant in report.variants:
         console.print(
             Text.assemble(
-                (f"{variant.chain}: ", "bold"), (variant.reason, _STYLES[variant.status])
+                (f"{variant.chain}: ", "bold"),
+                (variant.reason, _STYLES[variant.status]),
+                _explanation(variant, variant.chain == report.chosen),
             ),
             soft_wrap=True,
         )
     for note in report.notes:
         console.print(Text(f"Note: {note}."), soft_wrap=True)
     console.print(Text(answer(result)), soft_wrap=True)
+
+
+def _explanation(variant: VariantReport, chosen: bool) -> str:
+    """What limits the chosen one, and why others are not faster or lost accuracy."""
+    if not variant.explanation:
+        return ""
+    slow = variant.speedup is not None and variant.speedup < 1 + NOISE
+    if chosen or slow:
+        lead = "Limited by" if chosen and not slow else "Not faster"
+        return f". {lead}: {variant.explanation[0]}"
+    return f". {variant.explanation[-1].capitalize()}" if variant.status == "inaccurate" else ""
 
 
 def show_examination(examination: Examination, console: Console) -> None:

@@ -165,6 +165,9 @@ def _stages(state: _Run, folder: Path, observer: Observer) -> None:
     if not request.as_is and request.chains is None:
         _mix(state, screening, observer)
     screening.close()
+    if not request.as_is:
+        observer.stage("explain", 0)
+        screening.explain(state.child, state.device.isa, state.limits(SCREEN_SHARE))
     screening.confirm(state.limits(1.0), observer)
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,8 +14,10 @@ from optimize.budgets.accuracy import Accuracy, Outputs, Scores, compare
 from optimize.budgets.profile import Profile, paired_ratio
 from optimize.budgets.verdict import Requirement, Verdict, judge, weigh
 from optimize.build import Variant
+from optimize.child import Child
 from optimize.choose import rank
 from optimize.errors import InputError, WorkerError
+from optimize.explain import Explainer, Subject
 from optimize.measure import (
     Contender,
     Limits,
@@ -72,6 +74,8 @@ class _Candidate:
     screened: Profile = field(default_factory=lambda: Profile(()))
     profile_s: float = 0.0
     difference: str | None = None
+    kernels: tuple[dict[str, Any], ...] = ()
+    explanation: tuple[str, ...] = ()
 
     @property
     def served(self) -> tuple[str, str]:
@@ -192,6 +196,14 @@ class Screening:
         """What was measured of every variant, as its row shows it."""
         shown = (c for c in self._candidates if not c.variant.step)
         return {c.contender.name: c.contender.profile for c in shown}
+
+    def explain(self, child: Child, isa: Sequence[str], limits: Limits) -> None:
+        """Say of every variant that was profiled what limits it, and where its accuracy went."""
+        source, *others = (_subject(c) for c in self._candidates)
+        explainer = Explainer(child, source, isa, self.prepared.evaluation)
+        for candidate, subject in zip(self._candidates[1:], others, strict=True):
+            if candidate.kernels and not candidate.variant.step and not limits.expired:
+                candidate.explanation = explainer.explain(subject)
 
     def close(self) -> None:
         """End all worker processes."""
@@ -370,6 +382,7 @@ class Screening:
             build_s=variant.seconds,
             profile_s=candidate.profile_s,
             steps=self._waterfall(candidate),
+            explanation=candidate.explanation,
         )
 
     def _waterfall(self, candidate: _Candidate) -> tuple[StepReport, ...]:
@@ -409,11 +422,28 @@ class Screening:
         strangers = {p for row in rows for p in row["providers"]} - {asked, ""}
         if strangers:
             contender.error = f"nodes ran on {', '.join(sorted(strangers))}, not where asked"
+        candidate.kernels = tuple(rows)
         total = sum(row["ns"] for row in rows) or 1.0
         candidate.operators = tuple(
             OperatorReport(row["op"], row["nodes"], row["ns"] / 1e6, row["ns"] / total)
             for row in rows[:SHOWN_OPERATORS]
         )
+
+
+def _subject(candidate: _Candidate) -> Subject:
+    settings, profile = candidate.contender.job.settings, candidate.screened
+    timed = profile.samples_ns.size > 0
+    lost = candidate.verdict is not None and candidate.verdict.status == "inaccurate"
+    return Subject(
+        model=candidate.model,
+        runtime=settings.runtime,
+        threads=settings.threads,
+        operators=candidate.kernels,
+        p50_ns=profile.percentile_ns(0.5) if timed else 0.0,
+        p99_ns=profile.percentile_ns(0.99) if timed else 0.0,
+        notes=candidate.variant.notes,
+        lost=lost,
+    )
 
 
 def _step(name: str, candidate: _Candidate) -> StepReport:
