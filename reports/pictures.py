@@ -122,12 +122,16 @@ def _points(
     axes.errorbar(
         x, y, xerr=np.clip([x - left, right - x], 0, None),
         yerr=np.clip([y - down, up - y], 0, None), fmt=marker, color=colour, markersize=8,
-        markeredgecolor=INK, markeredgewidth=0.6, elinewidth=1, capsize=2, label=label,
+        markeredgecolor=INK, markeredgewidth=0.6, elinewidth=1, capsize=2,
+        ecolor=(colour, 0.45), label=label,
     )  # fmt: skip
 
 
 def _call_out(axes: Axes, point: Point, role: str, middle: float) -> None:
     right = point.latency.value > middle
+    if role == "chosen":
+        place = [point.latency.value], [point.accuracy.value]
+        axes.plot(*place, "o", markersize=14, markerfacecolor="none", markeredgecolor=INK)
     name = point.variant.chain
     text = role if name == "source" else f"{role}: {name[:LABEL]}{'…' * (len(name) > LABEL)}"
     axes.annotate(
@@ -135,7 +139,10 @@ def _call_out(axes: Axes, point: Point, role: str, middle: float) -> None:
         xytext=(-24 if right else 24, -34 if role == "chosen" else 30),
         ha="right" if right else "left", va="top" if role == "chosen" else "bottom", color=INK,
         fontweight="bold" if role == "chosen" else "normal", fontsize=10.5,
-        arrowprops={"arrowstyle": "-", "color": INK, "linewidth": 0.8, "shrinkB": 5},
+        arrowprops={
+            "arrowstyle": "-", "color": INK, "linewidth": 0.8, "shrinkB": 5,
+            "relpos": (1 if right else 0, 0.5),
+        },
         bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
     )  # fmt: skip
 
