@@ -61,7 +61,9 @@ def headline(view: View) -> Headline:
     wanted = _join([*(budget.text for budget in report.budgets), *floor])
     sure = f"at {report.settings.confidence * 100:g}% confidence"
     if view.chosen is not None and report.exit_code == 0:
-        return Headline("good", "Kept", f"{_speed(view.chosen)} It is within {wanted} {sure}.")
+        limits = _join([budget.text for budget in report.budgets])
+        words = [_speed(view.chosen), f"It is within {limits} {sure}{_floor(view, view.chosen)}."]
+        return Headline("good", "Kept", " ".join(filter(None, words)))
     if report.exit_code == 3:
         return Headline("open", "Undecided", f"No variant is shown to meet {wanted} {sure}.")
     if report.exit_code == 130:
@@ -69,6 +71,16 @@ def headline(view: View) -> Headline:
     if report.exit_code == 70:
         return Headline("bad", "Cut short", f"An error ended the run before a verdict on {wanted}.")
     return Headline("bad", "None kept", f"No variant meets {wanted}.")
+
+
+def _floor(view: View, variant: VariantReport) -> str:
+    """How the floor was judged: budgets hold with confidence, a floor may hold by estimate."""
+    floor, accuracy = view.report.floor, variant.accuracy
+    if floor is None or accuracy is None:
+        return ""
+    strict = view.report.settings.strict_floor
+    how = "at the interval’s worse end" if strict else "by point estimate"
+    return f"; the floor {floor.text} holds {how} on {accuracy.samples} samples"
 
 
 def facts(view: View) -> list[Fact]:
