@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_reports import HOSTILE, profile
 
@@ -32,6 +32,7 @@ def profiles(draw: st.DrawFn) -> Profile:
     )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text("ab<>{}/\\é ", min_size=1, max_size=8), profiles(), max_size=4))
 def test_what_is_stored_is_read_back(measured: dict[str, Profile]) -> None:
     measured = {name.rstrip("\0"): made for name, made in measured.items()}

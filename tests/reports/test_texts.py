@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_reports import EVERY, HOSTILE, hostile, many, none_kept, one
 from rich.console import Console
@@ -149,6 +149,7 @@ def test_a_comparison_is_repeated_as_one() -> None:
 PART = st.text("abcXYZ019._-", min_size=1, max_size=8).filter(lambda part: set(part) - set("."))
 
 
+@settings(deadline=None)
 @given(st.lists(PART, min_size=2, max_size=5), st.sampled_from(["{}", "at {}: no", "({})", "'{}'"]))
 def test_absolute_paths_lose_their_folders(parts: list[str], sentence: str) -> None:
     shown = without_paths(sentence.format("/" + "/".join(parts)))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_reports import many, none_kept, one, profile, undecided, unmeasured, variant, view
 
@@ -33,6 +33,7 @@ def placed(places: list[tuple[int, int]], metric: str) -> View:
     return view(rows, None, 1)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(coordinate, coordinate), min_size=1, max_size=8), st.booleans())
 def test_the_front_holds_what_nothing_beats(places: list[tuple[int, int]], error: bool) -> None:
     found = placed(places, "mae" if error else "top1").points()
@@ -109,6 +110,7 @@ def test_stages_begin_with_the_source() -> None:
     assert one().stages() == ()
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=400))
 def test_a_curve_rises_through_samples_and_keeps_the_tail(values: list[float]) -> None:
     ms, share = tail_curve(np.array(values))
@@ -131,6 +133,7 @@ def test_thinning_keeps_the_slowest_calls() -> None:
     assert set(np.argsort(timings.ns)[-15:]) <= set(places.tolist())
 
 
+@settings(deadline=None)
 @given(st.floats(1e-4, 1e4), st.floats(1.001, 1e6))
 def test_axes_have_round_ticks_inside(low: float, factor: float) -> None:
     left, right = log_range([low, low * factor, None, 0.0])
