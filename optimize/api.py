@@ -9,10 +9,17 @@ from pathlib import Path
 from optimize.budgets.budget import Budget, Floor
 from optimize.choose import Objective
 from optimize.models.model import TensorSpec
+from optimize.models.runtimes import DEFAULT_RUNTIME
 from optimize.passes.chain import Chain
 from optimize.pipeline import Observer, run
 from optimize.report import Result
-from optimize.request import DEFAULT_TIME_LIMIT_S, Request, parse_chains, parse_input
+from optimize.request import (
+    DEFAULT_TIME_LIMIT_S,
+    Request,
+    parse_chains,
+    parse_input,
+    parse_runtimes,
+)
 
 
 def optimize(
@@ -24,6 +31,7 @@ def optimize(
     calibration: str | os.PathLike[str] | None = None,
     metric: str | None = None,
     chains: Sequence[str | Chain] = (),
+    runtime: str = DEFAULT_RUNTIME,
     objective: Objective = "latency",
     threads: int | None = None,
     batch: int | None = None,
@@ -61,6 +69,7 @@ def optimize(
         calibration=None if calibration is None else os.fspath(calibration),
         metric=metric,
         chains=parse_chains([str(chain) for chain in chains]),
+        runtimes=parse_runtimes(runtime),
         objective=objective,
         threads=threads,
         batch=batch,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from optimize.models.attention import has_attention
 from optimize.models.model import Model
 from optimize.models.runtimes import DEFAULT_RUNTIME
 from optimize.passes.chain import Chain
-from optimize.passes.int8 import is_transformer
 
 # Skip connection and layer norm in one kernel is slower than two on x86, and hides nothing.
 _TRANSFORMER_SESSION = "fold,session{without=SkipLayerNormFusion}"
@@ -87,15 +87,16 @@ def built_in(
 
 def _for_onnxruntime(model: Model, everything: bool) -> list[str]:
     texts = ["fold,fuse"]
-    if is_transformer(model):
+    attends = has_attention(model)
+    if attends:
         texts += _TRANSFORMER
         texts += _MORE_TRANSFORMER if everything else ()
-    elif model.count("Conv"):
+    if model.count("Conv"):
         texts += _CONVOLUTIONAL
         texts += _MORE_CONVOLUTIONAL if everything else ()
-    else:
+    elif not attends:
         texts += _PRODUCTS
-    if model.count("Conv") and model.count("MatMul", "Gemm", "LSTM", "GRU"):
+    if model.count("Conv") and not attends and model.count("MatMul", "Gemm", "LSTM", "GRU"):
         texts += _PRODUCTS[:1]
     if model.count("MatMul", "Gemm"):
         texts += _WEIGHTS

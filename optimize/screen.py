@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
@@ -101,6 +103,7 @@ class Screening:
     _candidates: list[_Candidate] = field(default_factory=list)
     _source_scores: Scores | None = None
     _source_outputs: Outputs = field(default_factory=dict)
+    _scoring: Lock = field(default_factory=Lock)
 
     @property
     def requirement(self) -> Requirement:
@@ -233,17 +236,34 @@ class Screening:
         memory = self.target.device().memory_bytes or 8 << 30
         heat: list[_Candidate] = []
         used = self._candidates[0].contender.rss_bytes
-        for number, candidate in enumerate(waiting):
+        while waiting:
             if heat and (used > MEMORY_SHARE * memory or len(heat) >= MOST_AT_ONCE):
-                return heat, waiting[number:]
-            observer.step(done + len(heat), f"outputs of {candidate.contender.name}")
-            heat.append(candidate)
-            if limits.expired:
+                break
+            some, waiting = waiting[: self._side_by_side], waiting[self._side_by_side :]
+            names = ", ".join(candidate.contender.name for candidate in some)
+            observer.step(done + len(heat), f"outputs of {names}")
+            self._evaluate_all(some, limits)
+            heat += some
+            used += sum(candidate.contender.rss_bytes for candidate in some)
+        return heat, waiting
+
+    @property
+    def _side_by_side(self) -> int:
+        """How many may be evaluated at once: nothing is timed then, and every core can help."""
+        return max(1, self.target.device().granted_cores // self.settings.threads)
+
+    def _evaluate_all(self, candidates: Sequence[_Candidate], limits: Limits) -> None:
+        if limits.expired:
+            for candidate in candidates:
                 candidate.contender.error = _LATE
-                continue
-            self._try_to_evaluate(candidate, limits)
-            used += candidate.contender.rss_bytes
-        return heat, []
+            return
+        with ThreadPoolExecutor(len(candidates)) as pool:
+            try:
+                for done in [pool.submit(self._try_to_evaluate, c, limits) for c in candidates]:
+                    done.result()
+            except BaseException:
+                self.close()  # what still waits for a worker ends with it
+                raise
 
     def _try_to_evaluate(self, candidate: _Candidate, limits: Limits) -> None:
         try:
@@ -263,6 +283,12 @@ class Screening:
                 return  # its outputs were checked when it was built
         outputs = collect_outputs(contender, len(prepared.evaluation), limits)
         rows = prepared.per_sample(outputs)
+        with self._scoring:  # a user's metric need not bear being called twice at once
+            self._score(candidate, rows)
+        candidate.profile_s += time.perf_counter() - begun
+
+    def _score(self, candidate: _Candidate, rows: Outputs) -> None:
+        contender, prepared = candidate.contender, self.prepared
         if contender.reference:
             self._source_outputs = rows
         scores = prepared.metric.score(rows, prepared.labels, self._source_outputs)
@@ -275,7 +301,6 @@ class Screening:
         contender.judged = self._in_the_race(candidate) and not candidate.variant.step
         if not contender.reference:
             candidate.difference = str(_difference(rows, self._source_outputs))
-        candidate.profile_s += time.perf_counter() - begun
 
     def _in_the_race(self, candidate: _Candidate) -> bool:
         fits = all(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from optimize.errors import NotApplicable, first_cause
+from optimize.models.attention import has_attention
 from optimize.models.model import FILE_NAME, Model
 from optimize.passes.base import Context, Pass, PassResult, changed_counts
 from optimize.passes.files import load_ir, needs_side_file, save_ir, silent
@@ -42,7 +43,7 @@ class Fuse(Pass):
         """Fuse with the chosen engine and report the fusions that matched."""
         if self.engine == "onnxruntime-tools":
             result, notes = _onnxruntime_tools(model, context)
-        elif not _has_attention(model) and self.engine != "onnxscript":
+        elif not has_attention(model) and self.engine != "onnxscript":
             result, notes = _onnxruntime_graph(model, context), []
         elif self.engine == "onnxscript":
             result, notes = _onnxscript(model, context), []
@@ -52,10 +53,6 @@ class Fuse(Pass):
         if not changes:
             return PassResult(model, False, ("no fusion matched", *notes))
         return PassResult(result, True, (_matched(model, result, changes), *notes))
-
-
-def _has_attention(model: Model) -> bool:
-    return model.count("Softmax") > 0 and model.count("MatMul") >= 2
 
 
 def _fused_attention(model: Model) -> int:

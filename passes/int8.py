@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from optimize.errors import InputError, NotApplicable
+from optimize.models.attention import has_attention
 from optimize.models.data import Dataset
 from optimize.models.model import FILE_NAME, Model
 from optimize.models.runtimes import Format
 from optimize.passes.base import Context, Pass, PassResult
 from optimize.passes.files import load_proto, needs_side_file, save_proto, silent
 from optimize.passes.quantizers import static
-from optimize.passes.quantizers.ranges import Method
+from optimize.passes.quantizers.ranges import Method, suitable
 
 Mode = Literal["dynamic", "static", "weights"]
 Engine = Literal["onnxruntime", "neural-compressor", "nncf"]
@@ -59,8 +60,10 @@ class Int8(Pass):
         """Reject options that the mode or the engine does not have."""
         if self.mode != "static" and (self.calibration != "minmax" or self.samples != 128):
             raise InputError(f"int8: mode={self.mode} takes no calibration")
-        if self.mode != "weights" and (self.bits != 8 or self.algorithm != "rtn"):
-            raise InputError("int8: bits and algorithm need mode=weights")
+        if self.mode != "weights" and self.bits != 8:
+            raise InputError(f"int8: bits={self.bits} needs mode=weights")
+        if self.mode != "weights" and self.algorithm != "rtn":
+            raise InputError(f"int8: algorithm={self.algorithm} needs mode=weights")
         if self.mode == "weights" and (self.ops != "auto" or self.per != "channel" or self.keep):
             raise InputError("int8: mode=weights takes bits and algorithm only")
         if self.mode != "static" and self.symmetric:
@@ -105,7 +108,7 @@ class Int8(Pass):
             from optimize.passes.quantizers import nncf_engine
 
             calibration = self._calibration(context)
-            return nncf_engine.quantize(model, calibration, context, is_transformer(model))
+            return nncf_engine.quantize(model, calibration, context, has_attention(model))
         if self.engine == "neural-compressor":
             from optimize.passes.quantizers import neural_compressor_engine
 
@@ -141,7 +144,7 @@ class Int8(Pass):
         )
         wanted = known
         if self.ops == "matmul" or (
-            self.ops == "auto" and self.mode == "static" and is_transformer(model)
+            self.ops == "auto" and self.mode == "static" and has_attention(model)
         ):
             wanted = known & set(static.MATMUL)
         elif self.ops == "conv":
@@ -198,7 +201,7 @@ class Int8(Pass):
     def _static(self, model: Model, context: Context, types: list[str]) -> tuple[str, ...]:
         import onnx
 
-        calibration = self._calibration(context)
+        calibration = suitable(self._calibration(context), self.calibration)
         reduced = not context.isa & _DOT_PRODUCT
         per_channel = self.per == "channel"
         scheme = static.Scheme(tuple(types), per_channel, reduced, self.symmetric, self.calibration)
@@ -272,11 +275,6 @@ class Int8(Pass):
             raise NotApplicable(f"the model has no MatMul with constant weights{_hint(model)}")
         left = result.count("MatMul")
         return PassResult(result, True, (f"{packed} MatMul in {self.bits} bits, {left} in float",))
-
-
-def is_transformer(model: Model) -> bool:
-    """Whether matrix products and an attention's softmax carry the model."""
-    return model.count("Softmax") > 0 and model.count("MatMul") > 1 and not model.count("Conv")
 
 
 def _kept_note(kept: Sequence[str]) -> str:

@@ -172,7 +172,7 @@ def _rows(proto: Any, names: Sequence[str], samples: Dataset, seed: int) -> Mapp
 
 
 def _apply_scale(proto: Any, group: Products, scale: Array) -> None:
-    """Put 1/s into what makes the input, if nothing else uses it, else into a product of its own."""
+    """Put 1/s into what makes the input, if it has no other reader, else into a product."""
     group.multiply_rows(scale)
     if _fold_into_norm(proto, group, scale):
         return

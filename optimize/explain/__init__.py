@@ -45,9 +45,7 @@ class Subject:
 class Explainer:
     """Explains variants of one source; graphs are read and run in the child process."""
 
-    def __init__(
-        self, child: Child, source: Subject, isa: Sequence[str], samples: Dataset
-    ) -> None:
+    def __init__(self, child: Child, source: Subject, isa: Sequence[str], samples: Dataset) -> None:
         """Look at the source once.
 
         Args:

@@ -50,8 +50,6 @@ def activation_ranges(
         "entropy": CalibrationMethod.Entropy,
         "percentile": CalibrationMethod.Percentile,
     }
-    if method != "minmax":
-        samples = samples.take(_most_common_shape(samples)[:HISTOGRAM_SAMPLES])
     calibrator = create_calibrator(
         model,
         list(ops),
@@ -61,6 +59,13 @@ def activation_ranges(
     )
     calibrator.collect_data(_reader(samples))
     return calibrator.compute_data()
+
+
+def suitable(samples: Dataset, method: Method) -> Dataset:
+    """The samples that a method can take: histograms want one shape, and not too many."""
+    if method in ("minmax", "mse"):
+        return samples
+    return samples.take(_most_common_shape(samples)[:HISTOGRAM_SAMPLES])
 
 
 def _least_squares(model: Path, ops: Sequence[str], samples: Dataset, large: bool) -> Any:
@@ -100,7 +105,8 @@ def least_squares_range(
 
     Args:
         counts: histogram of equal bins over [low, high], shape (bins,); low <= 0 <= high.
-        low, high: its ends.
+        low: its lower end.
+        high: its upper end.
         levels: steps between the two ends of the quantized range.
     """
     if not high > low or not counts.any():

@@ -281,7 +281,7 @@ def test_help_is_light(optimize: Command) -> None:
 def test_passes_lists_options_and_defaults(optimize: Command) -> None:
     done = optimize("passes")
     assert done.returncode == 0
-    for word in ("fold", "fuse", "fp16", "int8", "mode=dynamic", "minmax|entropy|percentile"):
+    for word in ("fold", "fuse", "fp16", "int8", "mode=dynamic", "minmax|entropy|percentile|mse"):
         assert word in done.stdout
 
 

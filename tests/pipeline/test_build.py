@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from optimize.build import Builder
+from optimize.build import Builder, Sources
 from optimize.errors import NotApplicable, PassFailed
 from optimize.models.data import Dataset
 from optimize.models.model import Model
@@ -54,7 +54,7 @@ def build(source: Model, rows: Dataset, tmp_path: Path) -> Build:
         context = Context(
             tmp_path / "built", rows.take(range(4)), rows, isa=frozenset({"avx512_vnni"})
         )
-        builder = Builder(source, context, execute)
+        builder = Builder(Sources(source), context, execute)
         return [builder.build(Chain.parse(text)) for text in texts]
 
     return run
@@ -141,7 +141,7 @@ def test_a_chain_that_changes_nothing_is_not_measured_twice(build: Build) -> Non
 def test_the_same_model_as_the_source_is_skipped(
     graph: GraphMaker, rows: Dataset, tmp_path: Path
 ) -> None:
-    builder = Builder(graph.linear(), Context(tmp_path, rows.take(range(2))), Counting())
+    builder = Builder(Sources(graph.linear()), Context(tmp_path, rows.take(range(2))), Counting())
     variant = builder.build(Chain.parse("fold,fuse"))
     assert (variant.problem, variant.model) == ("skipped", None)
     assert variant.reason.startswith("the same model as source")
