@@ -153,13 +153,14 @@
     filter();
   }
 
-  document.getElementById("theme").addEventListener("click", () => {
-    const dark = getComputedStyle(root).colorScheme === "dark";
-    root.dataset.theme = dark ? "light" : "dark";
+  function setTheme(dark) {
+    root.dataset.theme = dark ? "dark" : "light";
     showPicked();
     draw();
-  });
-  window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  }
+
+  document.getElementById("theme").addEventListener("click", () => setTheme(root.dataset.theme !== "dark"));
+  window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", (event) => setTheme(event.matches));
   window.matchMedia("(max-width: 700px)").addEventListener("change", draw);
   startTable();
   startPlots();
