@@ -13,6 +13,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from optimize.reports.samples import read
+
 if TYPE_CHECKING:
     from cli.conftest import Done, Run
     from conftest import Digits
@@ -67,6 +69,19 @@ def test_json_is_all_that_is_printed(kept: Kept) -> None:
     assert kept.done.stdout.strip().endswith("}")
     assert kept.done.stderr == ""
     assert json.loads((kept.out / "report.json").read_text()) == kept.report
+
+
+def test_single_timings_lie_beside_the_report(kept: Kept) -> None:
+    found = read(kept.out / "samples.npz")
+    latencies = {v["chain"]: v["latency"] for v in kept.report["variants"] if v["latency"]}
+    assert found.keys() == latencies.keys()
+    for chain, latency in latencies.items():
+        timings = found[chain]
+        assert timings.total == timings.ns.size == latency["samples"]
+        assert np.count_nonzero(~timings.disturbed) == latency["clean_samples"]
+        assert np.unique(timings.process).size == latency["processes"]
+        median = np.quantile(timings.ns, 0.5, method="inverted_cdf") / 1e6
+        assert latency["p50_ms"] == pytest.approx(median)
 
 
 def test_the_folder_holds_model_report_and_manifest(kept: Kept) -> None:
