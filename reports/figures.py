@@ -36,7 +36,7 @@ SYMBOLS = {
 DASHES = ("solid", "dash", "dot", "dashdot")
 SERIES = 6
 # All variants together: a page of 60 stays small, and a page of one is not coarse.
-MOST_POINTS, POINTS_EACH = 20_000, 1_200
+MOST_POINTS, POINTS_EACH, FINE_CURVES = 20_000, 1_200, 60
 WIDTH = 64
 
 
@@ -214,8 +214,9 @@ def distribution(view: View) -> Figure | None:
     if not measured:
         return None
     traces: list[Trace] = []
+    coarse = 1 + len(measured) // FINE_CURVES
     for index, variant in measured:
-        traces += _curve(view, index, variant)
+        traces += _curve(view, index, variant, coarse)
     values = [value for trace in traces for value in trace["x"]]
     limits = [b for b in view.report.budgets if b.unit == "ns"]
     low, high = shapes.log_range([*values, *(b.limit / 1e6 for b in limits)])
@@ -250,14 +251,14 @@ def distribution(view: View) -> Figure | None:
     return {"data": traces, "layout": layout}
 
 
-def _curve(view: View, index: int, variant: VariantReport) -> Iterator[Trace]:
+def _curve(view: View, index: int, variant: VariantReport, coarse: int) -> Iterator[Trace]:
     assert variant.latency is not None  # only measured variants come here
     style = _style(view, index, variant)
     timings = view.timings.get(variant.chain)
     marks = {q: percentile(variant.latency, q).value for q in ("p50", "p95", "p99")}
     shares = (0.5, 0.95, 0.99)
     if timings is not None and timings.ns.size:
-        ms, share = shapes.tail_curve(timings.ns / 1e6)
+        ms, share = shapes.tail_curve(timings.ns / 1e6, coarse)
         yield {
             **style, "mode": "lines", "x": _short(ms), "y": _short(shapes.tail_height(share)),
             "text": [f"{s:.4g}%" for s in share * 100],
@@ -336,11 +337,12 @@ def _series(
                 "hovertemplate": f"%{{y:.4g}} ms at %{{x:.4g}} s{aside}",
             }  # fmt: skip
     at, medians = shapes.block_medians(timings)
+    every = 1 + at.size // most
     yield {
         **style,
         "mode": "lines",
-        "x": _short(at),
-        "y": _short(medians),
+        "x": _short(at[::every]),
+        "y": _short(medians[::every]),
         "hovertemplate": "median of its block: %{y:.4g} ms",
     }
 

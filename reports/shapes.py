@@ -21,18 +21,20 @@ def tail_height(share: float | Floats) -> Floats:
     return np.asarray(-np.log10(1 - np.asarray(share, np.float64)))
 
 
-def tail_curve(samples_ms: Floats) -> tuple[Floats, Floats]:
+def tail_curve(samples_ms: Floats, coarse: int = 1) -> tuple[Floats, Floats]:
     """The empirical distribution: latencies in rising order, and the share at or below each.
 
     The i-th of n has the share (i - 0.5) / n (Hazen), so that the slowest has a finite height.
-    The tail is kept whole for its ``SLOWEST`` calls and thinned evenly in height below.
+    The tail is kept whole for its ``SLOWEST`` calls and thinned evenly in height below; both
+    counts are divided by ``coarse``.
     """
+    many, slowest = BODY // coarse, SLOWEST // coarse
     ordered = np.sort(samples_ms)
     n = ordered.size
-    body = np.linspace(0, n - 1, min(n, BODY)).round()
-    heights = np.geomspace(1, n, BODY) if n else np.empty(0)
+    body = np.linspace(0, n - 1, min(n, many)).round()
+    heights = np.geomspace(1, n, many) if n else np.empty(0)
     ranks = np.unique(
-        np.concatenate([body, n - heights.round(), np.arange(max(0, n - SLOWEST), n)])
+        np.concatenate([body, n - heights.round(), np.arange(max(0, n - slowest), n)])
     ).astype(int)
     return ordered[ranks], (ranks + 0.5) / n
 

@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_reports import EVERY, HOSTILE, many
+from made_reports import EVERY, HOSTILE, many, profile
+
+from optimize.reports.page import page as render
+from optimize.reports.samples import pack, unpack
+from optimize.reports.view import View
 
 MOST_BYTES = 6_000_000
 Open = Callable[..., Any]
@@ -17,6 +21,14 @@ Open = Callable[..., Any]
 @pytest.mark.parametrize("name", EVERY)
 def test_a_page_is_one_file_of_bounded_size(name: str, pages: Callable[[str], Path]) -> None:
     assert pages(name).stat().st_size < MOST_BYTES
+
+
+def test_a_page_of_twice_as_many_variants_and_calls_is_no_larger() -> None:
+    pytest.importorskip("plotly", reason="the extra report is not installed")
+    made = many(120)
+    timed = [v.chain for v in made.report.variants if v.latency]
+    timings = unpack(pack({chain: profile(8.0, 5000, n) for n, chain in enumerate(timed)}))
+    assert len(render(View(made.report, timings)).encode()) < MOST_BYTES
 
 
 @pytest.mark.parametrize(
