@@ -45,7 +45,7 @@ def write(
     report_json: str,
     manifest: dict[str, Any],
     artefact: Model | None,
-    extra: Mapping[str, str],
+    extra: Mapping[str, str | bytes],
 ) -> Path | None:
     """Write the folder beside its place, then move it there in one step.
 
@@ -54,7 +54,7 @@ def write(
         report_json: the text of ``report.json``.
         manifest: what the result was made of; digests of the files are added.
         artefact: the chosen model; None if none was kept.
-        extra: further text files by name.
+        extra: further files by name.
 
     Returns:
         The path of the model in the folder; None without one.
@@ -70,12 +70,12 @@ def write(
     try:
         if artefact is not None:
             _copy(artefact, staging)
-        for name, text in {REPORT: report_json + "\n", **extra}.items():
-            (staging / name).write_text(text, encoding="utf-8")
+        for name, content in {REPORT: report_json + "\n", **extra}.items():
+            _write(staging / name, content)
         files = sorted(path for path in staging.rglob("*") if path.is_file())
         digests = {file.relative_to(staging).as_posix(): _digest(file) for file in files}
-        content = {"tool": _MARK, **manifest, "files": digests}
-        (staging / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        entries = {"tool": _MARK, **manifest, "files": digests}
+        _write(staging / MANIFEST, json.dumps(entries, indent=2) + "\n")
         staging.chmod(0o755)  # mkdtemp's folders are private
         _swap(staging, folder)
     except OSError as error:
@@ -131,6 +131,42 @@ def _name(artefact: Model, file: Path) -> str:
         return f"model{file.suffix}"
     # External data stays where the graph says it is, relative to the graph.
     return file.relative_to(artefact.path.parent).as_posix()
+
+
+def add(folder: Path, files: Mapping[str, str | bytes]) -> None:
+    """Put files into a folder; a result's manifest learns their digests.
+
+    Each file is replaced in one step. One that is cut short by a full disk is not left behind.
+
+    Raises:
+        OptimizeError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            _replace(folder / name, content)
+        if _ours(folder):
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            manifest["files"] |= {name: _digest(folder / name) for name in files}
+            _replace(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    except OSError as error:
+        raise OptimizeError(f"{folder} cannot be written: {error.strerror}") from error
+
+
+def _replace(file: Path, content: str | bytes) -> None:
+    staging = file.with_name(f".{file.name}.new")
+    try:
+        _write(staging, content)
+        staging.replace(file)
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+def _write(file: Path, content: str | bytes) -> None:
+    if isinstance(content, str):
+        file.write_text(content, encoding="utf-8")
+    else:
+        file.write_bytes(content)
 
 
 def _copy(artefact: Model, folder: Path) -> None:

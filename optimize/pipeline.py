@@ -43,6 +43,8 @@ from optimize.report import (
     SourceReport,
     VariantReport,
 )
+from optimize.reports import folder as reports
+from optimize.reports.command import command
 from optimize.request import Request, spec_text
 from optimize.screen import Screening
 from optimize.serve import SCRIPT, script
@@ -322,9 +324,12 @@ def _finish(state: _Run, error: BaseException | None) -> Result:
         folder = folder.with_name(f"{folder.name}.interrupted")
         output.check_writable(folder)
     manifest = _manifest(state, report, artefact, folder)
-    extra = {}
+    profiles = state.screening.profiles() if state.screening else {}
+    extra, problem = reports.for_run(report, profiles, quick=error is not None)
+    if problem:
+        report = replace(report, notes=(*report.notes, problem))
     if artefact is not None:
-        extra[SCRIPT] = script(
+        text = script(
             artefact,
             manifest["runtime"],
             manifest["provider"],
@@ -332,8 +337,9 @@ def _finish(state: _Run, error: BaseException | None) -> Result:
             manifest["model"],
             report.data.batch,
         )
+        extra = {**extra, SCRIPT: text.encode()}
     if error is not None and not isinstance(error, KeyboardInterrupt):
-        extra["error.txt"] = "".join(traceback.format_exception(error))
+        extra["error.txt"] = "".join(traceback.format_exception(error)).encode()
     path = output.write(folder, report.to_json(), manifest, artefact, extra)
     return Result(report, folder, path, error)
 
@@ -371,6 +377,7 @@ def _report(state: _Run, error: BaseException | None) -> Report:
         nearest_miss=None if chosen else nearest_miss(rows, request.budgets, floor),
         notes=tuple(state.notes),
         seconds=time.monotonic() - state.started,
+        command=command(request),
     )
 
 

@@ -195,6 +195,11 @@ class Screening:
         """What is known now about every variant that was built."""
         return [self._row(c) for c in self._candidates if not c.variant.step]
 
+    def profiles(self) -> dict[str, Profile]:
+        """What was measured of every variant, as its row shows it."""
+        shown = (c for c in self._candidates if not c.variant.step)
+        return {c.contender.name: c.contender.profile for c in shown}
+
     def explain(self, child: Child, isa: Sequence[str], limits: Limits) -> None:
         """Say of every variant that was profiled what limits it, and where its accuracy went."""
         source, *others = (_subject(c) for c in self._candidates)
