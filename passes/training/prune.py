@@ -22,6 +22,7 @@ from optimize.passes.training.sensitivity import accumulate_gradients
 Scope = Literal["layer", "global"]
 Importance = Literal["magnitude", "taylor"]
 _Shapes = dict[str, tuple[int, ...]]
+_UNREAD = "Torch-Pruning cannot follow its channels"
 # A global ranking may empty a layer; this share of each stays.
 _KEPT_LEAST = 0.1
 
@@ -61,6 +62,30 @@ class _Work:
     module: Any
     graph: Any
     attentions: Mapping[str, Attention] = field(default_factory=dict)
+
+    def group(self, root: str, channels: Sequence[int]) -> Any:
+        """All that loses channels with these of the root's outputs."""
+        layer = self.module.get_submodule(root)
+        pruner = self.graph.get_pruner_of_module(layer)
+        return self.graph.get_pruning_group(layer, pruner.prune_out_channels, list(channels))
+
+    def unread(self, root: str, channels: Sequence[int]) -> Any:
+        """A copy in which no layer reads these channels: what pruning them must be equal to.
+
+        None where a norm mixes all channels, so that there is no such equality.
+        """
+        import torch
+
+        mixing = (torch.nn.LayerNorm, torch.nn.GroupNorm)
+        names = {part: name for name, part in self.module.named_modules()}
+        reference = copy.deepcopy(self.module)
+        for dependency, indices in self.group(root, channels):
+            layer = dependency.target.module
+            if isinstance(layer, mixing):
+                return None
+            if layer in names and self.graph.is_in_channel_pruning_fn(dependency.handler):
+                _forget(reference.get_submodule(names[layer]), indices)
+        return reference
 
 
 def prune_module(
@@ -108,9 +133,9 @@ def prune_module(
         scored = copy.deepcopy(module)
         if importance == "taylor" and batches is not None:
             accumulate_gradients(scored, batches)
-        groups = list(_groups(_work(scored, example), importance, skip))
-    want = _shapes(scored, example)
-    allowed, notes = _tried(module, example, groups, want)
+        groups, unread = _groups(_work(scored, example), importance, skip)
+    want = _shapes(_outputs(scored, example))
+    allowed, notes = _tried(module, example, groups, want, unread)
     share = ratio if heads is None else heads
     plan = _plan(allowed, ratio, share, scope, multiple)
     if not any(plan.values()):
@@ -118,7 +143,7 @@ def prune_module(
     work = _work(copy.deepcopy(module), example)
     for group in allowed:
         _remove(work, group, plan[group.root])
-    _check_outputs(work.module, example, want)
+    _check_shapes(_outputs(work.module, example), want)
     return _finished(work.module, module), (*_summary(module, work.module, allowed, plan), *notes)
 
 
@@ -167,7 +192,10 @@ def _tensors(result: Any) -> list[Any]:
     return [value for value in named_outputs(result).values() if value.grad_fn is not None]
 
 
-def _groups(work: _Work, importance: Importance, skip: Sequence[str]) -> Iterator[_Group]:
+def _groups(
+    work: _Work, importance: Importance, skip: Sequence[str]
+) -> tuple[list[_Group], list[str]]:
+    """Score all groups; also name the layers whose group Torch-Pruning gets wrong."""
     import torch
     import torch_pruning as tp
 
@@ -177,25 +205,36 @@ def _groups(work: _Work, importance: Importance, skip: Sequence[str]) -> Iterato
     }[importance]()
     modules = dict(work.module.named_modules())
     names = {part: name for name, part in modules.items()}
+    found, unread = [], []
     ignored = [modules[name] for name in skip if name in modules]
     for attention in work.attentions.values():
+        if attention.output is not None and not set(attention.projections) & set(ignored):
+            found.append(_head_group(work, attention, scorer))
         ignored += attention.projections
-        if attention.output is not None and attention.module not in ignored:
-            value = attention.projections[2]
-            full = list(range(value.out_features))
-            scores = scorer(work.graph.get_pruning_group(value, tp.prune_linear_out_channels, full))
-            heads = attention.importance(_relative(scores))
-            yield _Group(attention.name, attention.heads, 1, heads, attention)
     kinds = (torch.nn.modules.conv._ConvNd, torch.nn.Linear)
     for group in work.graph.get_all_groups(ignored_layers=ignored, root_module_types=kinds):
-        root = group[0].dep.target.module
-        scores = scorer(group)
-        if scores is None or not len(scores) or root not in names:
-            continue
-        sets = _sets(work.graph, group)
-        if len(scores) % sets == 0:
+        root = names[group[0].dep.target.module]
+        sets = _sets(group)
+        try:
+            scores = scorer(group)
+        except (IndexError, RuntimeError):  # indices beyond a layer's width
+            scores = None
+        if scores is None or not len(scores) or len(scores) % sets:
+            unread.append(root)
+        else:
             folded = _relative(scores).reshape(sets, -1).mean(0)
-            yield _Group(names[root], len(scores), sets, folded)
+            found.append(_Group(root, len(scores), sets, folded))
+    return found, unread
+
+
+def _head_group(work: _Work, attention: Attention, scorer: Any) -> _Group:
+    import torch_pruning as tp
+
+    value = attention.projections[2]
+    full = list(range(value.out_features))
+    scores = scorer(work.graph.get_pruning_group(value, tp.prune_linear_out_channels, full))
+    heads = attention.importance(_relative(scores))
+    return _Group(attention.name, attention.heads, 1, heads, attention)
 
 
 def _relative(scores: Any) -> Any:
@@ -203,7 +242,7 @@ def _relative(scores: Any) -> Any:
     return (scores / scores.mean().clamp_min(1e-12)).detach().cpu()
 
 
-def _sets(graph: Any, group: Any) -> int:
+def _sets(group: Any) -> int:
     """How many equal sets the channels of a group fall into: grouped convolutions and norms."""
     import torch
 
@@ -219,25 +258,44 @@ def _sets(graph: Any, group: Any) -> int:
 
 
 def _tried(
-    module: Any, example: tuple[Any, ...], groups: list[_Group], want: _Shapes
+    module: Any,
+    example: tuple[Any, ...],
+    groups: list[_Group],
+    want: _Shapes,
+    unread: list[str],
 ) -> tuple[list[_Group], list[str]]:
     """Try each group by one unit on a copy, and tell which may be pruned and why others not."""
     allowed: list[_Group] = []
-    reasons: dict[str, list[str]] = {}
+    reasons = {_UNREAD: unread} if unread else {}
     work = _work(copy.deepcopy(module), example)
     for group in groups:
-        if group.units < 2:
-            reasons.setdefault("it has a single unit", []).append(group.root)
-            continue
         try:
-            _remove(work, group, [0])
-            _check_outputs(work.module, example, want)
+            _try(work, group, example, want)
             allowed.append(group)
         except NotApplicable as error:
             reasons.setdefault(str(error), []).append(group.root)
             work = _work(copy.deepcopy(module), example)
     reasons.update(_untouchable(work))
     return allowed, [f"kept {_listed(names)}: {reason}" for reason, names in reasons.items()]
+
+
+def _try(work: _Work, group: _Group, example: tuple[Any, ...], want: _Shapes) -> None:
+    """Remove one unit, and compare with the same unit unread by the layers that follow.
+
+    Raises:
+        NotApplicable: the group cannot be pruned.
+    """
+    if group.units < 2:
+        raise NotApplicable("it has a single unit")
+    unread = None if group.attention else work.unread(group.root, group.channels([0]))
+    _remove(work, group, [0])
+    try:
+        got = _outputs(work.module, example)
+    except Exception as error:
+        raise NotApplicable(f"the model's code depends on it: {first_cause(error, 90)}") from error
+    _check_shapes(got, want)
+    if unread is not None and not _close(got, _outputs(unread, example)):
+        raise NotApplicable("its channels are mixed in ways that Torch-Pruning does not see")
 
 
 def _untouchable(work: _Work) -> dict[str, list[str]]:
@@ -268,37 +326,53 @@ def _remove(work: _Work, group: _Group, units: Sequence[int]) -> None:
     if group.attention is not None:
         work.attentions[group.root].remove(units)
         return
-    root = work.module.get_submodule(group.root)
     try:
-        pruner = work.graph.get_pruner_of_module(root)
-        pruned = work.graph.get_pruning_group(
-            root, pruner.prune_out_channels, group.channels(units)
-        )
-        pruned.prune()
+        work.group(group.root, group.channels(units)).prune()
     except Exception as error:
         raise NotApplicable(f"Torch-Pruning cannot: {first_cause(error, 120)}") from error
 
 
-def _check_outputs(pruned: Any, example: tuple[Any, ...], want: _Shapes) -> None:
-    """Run the pruned module and compare the outputs' names and shapes.
+def _forget(layer: Any, channels: Sequence[int]) -> None:
+    """Set to zero, in place, the weights by which a layer reads input channels."""
+    import torch
 
-    Raises:
-        NotApplicable: they differ, or it does not run.
-    """
-    try:
-        got = _shapes(pruned, example)
-    except Exception as error:
-        raise NotApplicable(f"the model's code depends on it: {first_cause(error, 90)}") from error
-    if got != want:
-        raise NotApplicable("it makes an output")
+    kinds = (torch.nn.modules.conv._ConvNd, torch.nn.Linear)
+    if not isinstance(layer, kinds):
+        return  # norms and depthwise layers pass channels on
+    groups = getattr(layer, "groups", 1)
+    transposed = getattr(layer, "transposed", False)
+    weight = layer.weight.data.transpose(0, 1) if transposed else layer.weight.data
+    if groups > 1 and groups == layer.in_channels:
+        return
+    rows, columns = weight.shape[0] // groups, weight.shape[1]
+    for channel in channels:
+        part = 0 if groups == 1 else channel // columns
+        weight[part * rows : (part + 1) * rows, channel % columns if groups > 1 else channel] = 0
 
 
-def _shapes(module: Any, example: tuple[Any, ...]) -> _Shapes:
+def _outputs(module: Any, example: tuple[Any, ...]) -> dict[str, Any]:
     import torch
 
     with torch.no_grad():
-        outputs = named_outputs(module.eval()(*example))
+        return named_outputs(module.eval()(*example))
+
+
+def _shapes(outputs: Mapping[str, Any]) -> _Shapes:
     return {name: tuple(value.shape) for name, value in outputs.items()}
+
+
+def _check_shapes(outputs: Mapping[str, Any], want: _Shapes) -> None:
+    if _shapes(outputs) != want:
+        raise NotApplicable("it makes an output")
+
+
+def _close(got: Mapping[str, Any], want: Mapping[str, Any]) -> bool:
+    """Equal up to the order of float32 sums."""
+    return all(
+        float((got[name] - value).abs().max()) <= 1e-3 * float(value.abs().max()) + 1e-6
+        for name, value in want.items()
+        if value.is_floating_point() and value.numel()
+    )
 
 
 def _plan(
