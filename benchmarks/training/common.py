@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+
+from optimize.passes.training.batches import Batches
+from optimize.passes.training.distill import DistillOptions, distill
 
 Feed = Mapping[str, np.ndarray]
 
@@ -91,3 +96,45 @@ def host_isa() -> frozenset[str]:
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     line = next((item for item in lines if item.startswith(("flags", "Features"))), ": ")
     return frozenset(line.partition(":")[2].split())
+
+
+def parse(description: str | None) -> argparse.Namespace:
+    """Read the command line of a benchmark that trains."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("out", type=Path, help="folder that holds the workload's folder")
+    parser.add_argument("--seconds", type=float, default=150, help="train so long at most")
+    parser.add_argument("--threads", type=int, default=2, help="torch threads")
+    return parser.parse_args()
+
+
+def trained_in_pieces(
+    student: Any,
+    teacher: Any,
+    batches: Batches,
+    options: DistillOptions,
+    folder: Path,
+    arguments: argparse.Namespace,
+    train: Callable[..., tuple[Any, tuple[str, ...]]] = distill,
+) -> Any:
+    """Go on training in FOLDER/distilled; return the student once finished, else None."""
+    torch.set_num_threads(arguments.threads)
+    scratch = folder / "distilled"
+    start = time.monotonic()
+    result, notes = train(
+        student,
+        teacher,
+        batches,
+        options,
+        progress=lambda now: print(now, flush=True),
+        checkpoint_folder=scratch,
+        deadline=start + arguments.seconds,
+    )
+    print("; ".join(notes))
+    clock = scratch / "seconds"
+    spent = time.monotonic() - start + (float(clock.read_text()) if clock.is_file() else 0)
+    clock.write_text(str(spent))
+    if any("time limit" in note for note in notes):
+        print(f"unfinished after {spent:.0f} s; run it again")
+        return None
+    print(f"trained for {spent:.0f} s in all")
+    return result.eval()
