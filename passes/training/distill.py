@@ -299,13 +299,16 @@ class _Training:
         stopped = 0 < self.options.patience <= state.waited
         state.finished = stopped or state.step == self.steps
         if self.folder is not None:
-            saved = {key: value for key, value in vars(state).items() if key != "weights"}
-            modules = {"best": state.weights, "student": self.student.state_dict()}
-            optimizer = self.optimizer.state_dict()
-            fingerprint = self.fingerprint
+            held = {key: value for key, value in vars(state).items() if key != "weights"}
             save_checkpoint(
                 self.folder,
-                {**saved, **modules, "optimizer": optimizer, "fingerprint": fingerprint},
+                {
+                    "fingerprint": self.fingerprint,
+                    "state": held,
+                    "weights": state.weights,
+                    "student": self.student.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                },
             )
         return loss
 
@@ -326,8 +329,7 @@ class _Training:
             return None
         self.student.load_state_dict(saved["student"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        names = [name for name in vars(self.state) if name != "weights"]
-        self.state = _State(**{name: saved[name] for name in names}, weights=saved["best"])
+        self.state = _State(**saved["state"], weights=saved["weights"])
         return self.state.step
 
     def _check(self, loss: float, when: str) -> None:
