@@ -30,7 +30,7 @@ from optimize.passes.training.batches import Batches
 from optimize.passes.training.distill import DistillOptions
 
 SAMPLES = 12_000
-OPTIONS = DistillOptions(epochs=12, lr=3e-3, patience=0, evaluations=12)
+OPTIONS = DistillOptions(epochs=8, lr=3e-3, patience=0, evaluations=8)
 
 
 def tones(count: int, seed: int) -> Dataset:

@@ -39,7 +39,7 @@ RATIO = 0.25
 SAMPLES = 12_000
 LENGTH = 32  # tokens of a training batch; longer glosses are cut
 OPTIONS = DistillOptions(
-    steps=900, lr=5e-4, features=1.0, outputs=("output_0",), patience=0, evaluations=9
+    steps=240, lr=5e-4, features=1.0, outputs=("output_0",), patience=0, evaluations=4
 )
 
 

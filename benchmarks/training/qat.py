@@ -38,7 +38,13 @@ class Mobile(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         layers: list[nn.Module] = [_conv(1, 16, 3, 2, 1)]
-        for cin, cout, stride in ((16, 32, 1), (32, 64, 2), (64, 64, 1), (64, 128, 2), (128, 128, 1)):
+        for cin, cout, stride in (
+            (16, 32, 1),
+            (32, 64, 2),
+            (64, 64, 1),
+            (64, 128, 2),
+            (128, 128, 1),
+        ):
             layers += [_conv(cin, cin, 3, stride, cin), _conv(cin, cout, 1, 1, 1)]
         self.layers = nn.Sequential(*layers)
         self.fc = nn.Linear(128, 10)

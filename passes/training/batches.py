@@ -136,7 +136,9 @@ class Batches:
         labels = self.data.labels
         usable = labels is not None and labels.dtype.kind in "iufb"
         return Batch(
-            indices, inputs, torch.from_numpy(labels[indices]) if labels is not None and usable else None
+            indices,
+            inputs,
+            torch.from_numpy(labels[indices]) if labels is not None and usable else None,
         )
 
 

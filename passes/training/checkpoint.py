@@ -48,4 +48,3 @@ def digest_of(module: Any) -> str:
             digest.update(f"{name}{tuple(array.shape)}{array.dtype}".encode())
             digest.update(array.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-

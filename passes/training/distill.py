@@ -258,9 +258,7 @@ class _Training:
             for parameter, mask in self.zeros.items():
                 parameter.mul_(mask)
 
-    def _objective(
-        self, batch: Batch, mine: Mapping[str, Any], theirs: Mapping[str, Any]
-    ) -> Any:
+    def _objective(self, batch: Batch, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Any:
         """Mean distance of the outputs, the labels' share, and the hidden features."""
         options = self.options
         wanted = self.teacher.compute(batch) if self.pairs else self.teacher(batch)
@@ -363,7 +361,7 @@ class _Training:
 
 
 def schedule(step: int, steps: int, warmup: float) -> float:
-    """The learning rate's factor: a linear rise over ``warmup * steps``, then half a cosine to 0."""
+    """The rate's factor: a linear rise over ``warmup * steps``, then half a cosine to 0."""
     rise = max(1, round(warmup * steps))
     if step < rise:
         return (step + 1) / rise
@@ -389,7 +387,8 @@ def _kinds(
     if not pairs:
         raise InputError(
             f"distill: no output to compare: the teacher gives {_shown(theirs)}, the student "
-            f"{_shown(mine)}" + (f"; asked for {', '.join(options.outputs)}" * bool(options.outputs))
+            f"{_shown(mine)}"
+            + (f"; asked for {', '.join(options.outputs)}" * bool(options.outputs))
         )
     labels = example.labels
     if options.alpha and labels is None:

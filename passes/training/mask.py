@@ -44,7 +44,9 @@ def mask_module(
         if pattern == "unstructured" and scope == "global":
             threshold = _threshold(torch.cat([w.abs().flatten() for w in weights]), ratio)
         for weight in weights:
-            weight.mul_(_two_of_four(weight) if pattern == "2:4" else _largest(weight, ratio, threshold))
+            weight.mul_(
+                _two_of_four(weight) if pattern == "2:4" else _largest(weight, ratio, threshold)
+            )
         zeros = sum(int((weight == 0).sum()) for weight in weights)
     total = sum(weight.numel() for weight in weights)
     note = f"{zeros:,} of {total:,} weights are zero ({zeros / total:.0%}), pattern {pattern}"

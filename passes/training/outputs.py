@@ -49,7 +49,9 @@ def kind_of(name: str, value: Any, labels: Any = None) -> Kind:
     """
     if value.ndim < 2 or value.shape[class_axis(value)] < 2:
         inside = bool(((value >= 0) & (value <= 1)).all())
-        return "independent" if inside and value.numel() > 1 and float(value.std()) > 0 else "values"
+        return (
+            "independent" if inside and value.numel() > 1 and float(value.std()) > 0 else "values"
+        )
     if bool(((value >= 0) & (value <= 1)).all()):
         sums = value.sum(class_axis(value))
         return "probabilities" if bool(((sums - 1).abs() < 1e-3).all()) else "independent"
@@ -94,25 +96,25 @@ def distance(
         values: for outputs that are no classes.
         mask: which tokens count, shape (samples, tokens), where the output has these axes.
     """
-    import torch.nn.functional as F
+    from torch.nn import functional
 
     if kind == "values" and values == "mse":
         apart = (student - teacher).square()
         kept = _kept(apart, mask)
         return _mean(apart, kept) / _variance(teacher, kept).clamp_min(1e-12)
     if kind == "values":
-        apart = 1 - F.cosine_similarity(student, teacher, dim=-1)
+        apart = 1 - functional.cosine_similarity(student, teacher, dim=-1)
     elif kind == "independent":
         student, teacher = student.clamp(_TINY, 1 - _TINY), teacher.clamp(_TINY, 1 - _TINY)
-        entropy = F.binary_cross_entropy(teacher, teacher, reduction="none")
-        apart = F.binary_cross_entropy(student, teacher, reduction="none") - entropy
+        entropy = functional.binary_cross_entropy(teacher, teacher, reduction="none")
+        apart = functional.binary_cross_entropy(student, teacher, reduction="none") - entropy
     else:
         if kind == "probabilities":
             student, teacher = student.clamp_min(_TINY).log(), teacher.clamp_min(_TINY).log()
         axis = class_axis(teacher)
-        wanted = F.log_softmax(teacher / temperature, axis)
-        given = F.log_softmax(student / temperature, axis)
-        apart = F.kl_div(given, wanted, reduction="none", log_target=True).sum(axis)
+        wanted = functional.log_softmax(teacher / temperature, axis)
+        given = functional.log_softmax(student / temperature, axis)
+        apart = functional.kl_div(given, wanted, reduction="none", log_target=True).sum(axis)
         apart = apart * temperature**2
     return _mean(apart, _kept(apart, mask))
 
@@ -128,14 +130,14 @@ def label_loss(value: Any, labels: Any, kind: Kind) -> Any:
     Raises:
         InputError: the labels are no classes of this output.
     """
-    import torch.nn.functional as F
+    from torch.nn import functional
 
     if not fits(labels, value):
         raise InputError("distill: alpha needs labels that are classes of the output")
     scores = value if kind in ("logits", "values") else value.clamp_min(_TINY).log()
     if value.ndim == 3:
         scores = scores.transpose(1, 2)  # torch wants the classes second
-    return F.cross_entropy(scores, labels.long())
+    return functional.cross_entropy(scores, labels.long())
 
 
 def _kept(apart: Any, mask: Any) -> Any:

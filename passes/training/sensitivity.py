@@ -47,5 +47,7 @@ def _objective(module: Any, batch: Batch) -> Any:
         kind = kind_of(name, value.detach(), batch.labels)
         if kind == "logits" and batch.labels is not None:
             return label_loss(value, batch.labels, kind) * len(batch)
-    signs = (torch.randint(0, 2, value.shape) * 2 - 1 for value in outputs.values())
-    return sum((v * s).sum() / v.numel() ** 0.5 for v, s in zip(outputs.values(), signs, strict=True))
+    return sum(
+        (value * (torch.randint(0, 2, value.shape) * 2 - 1)).sum() / value.numel() ** 0.5
+        for value in outputs.values()
+    )

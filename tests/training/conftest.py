@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from shipped import FASHION
 
 from optimize.models.data import Dataset
 from optimize.passes.training.batches import Batches
-from shipped import FASHION
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("torch_pruning")

@@ -46,9 +46,7 @@ class TestLearning:
     def test_a_pruned_network_gets_its_classes_back(
         self, fashion: Any, fashion_batches: Batches
     ) -> None:
-        pruned, _ = prune_module(
-            fashion, next(fashion_batches.validation()).args, 0.5, multiple=8
-        )
+        pruned, _ = prune_module(fashion, next(fashion_batches.validation()).args, 0.5, multiple=8)
         options = DistillOptions(steps=60, lr=3e-3, evaluations=3)
         student, notes = distill(pruned, fashion, fashion_batches, options)
         before = agreement(pruned, fashion, fashion_batches)
@@ -162,7 +160,9 @@ class TestOutputs:
 class TestFailures:
     def test_a_loss_that_explodes_is_an_error(self, mlp: Make, rows: Batches) -> None:
         options = replace(SHORT, lr=1e30, clip=1e30, steps=40)
-        with pytest.raises(PassFailed, match=r"the loss is (nan|inf) at step \d+ of 40; a lower lr"):
+        with pytest.raises(
+            PassFailed, match=r"the loss is (nan|inf) at step \d+ of 40; a lower lr"
+        ):
             distill(mlp(4, 1), mlp(16, 0), rows, options)
 
     def test_a_teacher_of_nan(self, mlp: Make, rows: Batches) -> None:

@@ -214,7 +214,11 @@ class TestAttention:
     def test_hugging_face_bert(self) -> None:
         transformers = pytest.importorskip("transformers")
         config = transformers.BertConfig(
-            vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
+            vocab_size=50,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=64,
         )
         net = transformers.BertModel(config, add_pooling_layer=False).eval()
         ids = torch.randint(0, 50, (2, 7))
@@ -259,7 +263,7 @@ class TestLimits:
         pruned, notes = prune_module(Flattening(), (torch.randn(2, 3, 4, 4),), 0.5, multiple=1)
         assert pruned.first.out_channels == 4
         assert pruned.left.out_channels == pruned.right.out_channels == 4
-        assert any(note.startswith("kept right") or note.startswith("kept left") for note in notes)
+        assert any(note.startswith(("kept right", "kept left")) for note in notes)
 
     def test_a_layer_that_code_depends_on_is_kept_and_told(self) -> None:
         pruned, notes = prune_module(Reshaping(), (torch.randn(3, 8),), 0.5, multiple=1)
@@ -313,9 +317,7 @@ class TestTaylor:
         batches = Batches(Dataset("rows", {"x": [v[None] for v in values]}, None, True), 16)
         x = torch.from_numpy(values)
         by_size, _ = prune_module(net, (x,), 0.5, multiple=1)
-        by_data, _ = prune_module(
-            net, (x,), 0.5, importance="taylor", multiple=1, batches=batches
-        )
+        by_data, _ = prune_module(net, (x,), 0.5, importance="taylor", multiple=1, batches=batches)
         torch.testing.assert_close(by_data(x), net(x), rtol=1e-5, atol=1e-6)
         assert not torch.allclose(by_size(x), net(x), atol=1e-2)
 
