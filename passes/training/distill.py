@@ -123,6 +123,7 @@ class _State:
     first: float = math.inf
     waited: int = 0
     finished: bool = False
+    look_seconds: float = 0.0
     weights: dict[str, Any] = field(default_factory=dict)
 
 
@@ -206,7 +207,8 @@ class _Training:
             self.state.step += 1
             done = self.state.step == self.steps
             spent = time.monotonic() - began
-            late = deadline is not None and time.monotonic() >= deadline
+            # Judging and saving what there is takes time too.
+            late = deadline is not None and time.monotonic() + self.state.look_seconds >= deadline
             if done or late or self.state.step % self.every == 0:
                 loss = self._look(counts=not late or done)
                 pace = spent / (self.state.step - first_step)
@@ -286,7 +288,7 @@ class _Training:
 
     def _look(self, counts: bool) -> float:
         """Judge the present weights on the held-out part, keep them if best, save all."""
-        state = self.state
+        state, began = self.state, time.monotonic()
         recalibrate(self.student, self.batches.training(epoch=0))
         loss = self._held_out_loss()
         if loss < state.best:
@@ -296,6 +298,7 @@ class _Training:
             state.waited += 1
         stopped = 0 < self.options.patience <= state.waited
         state.finished = stopped or state.step == self.steps
+        state.look_seconds = time.monotonic() - began
         if self.folder is not None:
             held = {key: value for key, value in vars(state).items() if key != "weights"}
             save_checkpoint(

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from optimize.errors import InputError, NotApplicable, first_cause
+from optimize.errors import InputError, NotApplicable, first_cause, nearest
 from optimize.passes.training.attention import Attention, find_attention
 from optimize.passes.training.batches import Batches
 from optimize.passes.training.outputs import named_outputs
@@ -116,10 +116,10 @@ def prune_module(
         seed: for the random directions that ``taylor`` takes where there are no labels.
         batches: real data, for ``taylor``.
         heads: share of attention heads; ``ratio`` if None.
-        skip: names of modules whose own channels stay.
+        skip: names of modules that keep their channels and heads, with all inside them.
 
     Raises:
-        InputError: an option is out of range, or Torch-Pruning is not installed.
+        InputError: an option is out of range, a name unknown, or Torch-Pruning is not installed.
         NotApplicable: nothing can be removed at this ratio; the message says why.
     """
     import torch
@@ -206,9 +206,9 @@ def _groups(
     modules = dict(work.module.named_modules())
     names = {part: name for name, part in modules.items()}
     found, unread = [], []
-    ignored = [modules[name] for name in skip if name in modules]
+    ignored = [part for name in skip for part in _named(modules, name).modules()]
     for attention in work.attentions.values():
-        if attention.output is not None and not set(attention.projections) & set(ignored):
+        if attention.output is not None and attention.projections[0] not in ignored:
             found.append(_head_group(work, attention, scorer))
         ignored += attention.projections
     kinds = (torch.nn.modules.conv._ConvNd, torch.nn.Linear)
@@ -225,6 +225,12 @@ def _groups(
             folded = _relative(scores).reshape(sets, -1).mean(0)
             found.append(_Group(root, len(scores), sets, folded))
     return found, unread
+
+
+def _named(modules: Mapping[str, Any], name: str) -> Any:
+    if name not in modules:
+        raise InputError(f"prune: no module {name!r}; {nearest(name, modules)}")
+    return modules[name]
 
 
 def _head_group(work: _Work, attention: Attention, scorer: Any) -> _Group:

@@ -71,6 +71,11 @@ class TestFashion:
         assert widths(pruned)["stem.0.weight"] == (16, 1, 3, 3)
         assert widths(pruned)["blocks.0.conv1.weight"][0] == 16
 
+        pruned, _ = prune_module(fashion, IMAGES, 0.5, multiple=8, skip=("blocks.3",))
+        assert widths(pruned)["blocks.3.conv1.weight"][0] == 64
+        with pytest.raises(InputError, match="no module 'stam'; did you mean stem"):
+            prune_module(fashion, IMAGES, 0.5, skip=("stam",))
+
     def test_frozen_parameters_and_the_mode_stay(self, fashion: Any) -> None:
         fashion.stem[0].weight.requires_grad_(False)
         fashion.train()
