@@ -18,7 +18,7 @@ def accumulate_gradients(module: Any, batches: Batches, samples: int = _SAMPLES)
     move.
 
     Args:
-        module: in evaluation mode afterwards.
+        module: in evaluation mode afterwards, with no parameter frozen.
         batches: the training part is used.
         samples: how many to see at most.
     """
@@ -26,6 +26,8 @@ def accumulate_gradients(module: Any, batches: Batches, samples: int = _SAMPLES)
 
     module.eval()
     module.zero_grad()
+    for parameter in module.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
     seen = 0
     with torch.enable_grad():
         for batch in batches.training(epoch=0):
