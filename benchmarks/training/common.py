@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from optimize.passes.training.batches import Batches
-from optimize.passes.training.distill import DistillOptions, distill
+from optimize.passes.training.distill import distill
+from optimize.passes.training.options import DistillOptions
 
 Feed = Mapping[str, np.ndarray]
 

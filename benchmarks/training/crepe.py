@@ -27,7 +27,7 @@ from benchmarks.workloads.common import export_onnx, load_source
 from benchmarks.workloads.crepe import WINDOW, tone
 from optimize.models.data import Dataset
 from optimize.passes.training.batches import Batches
-from optimize.passes.training.distill import DistillOptions
+from optimize.passes.training.options import DistillOptions
 
 SAMPLES = 12_000
 OPTIONS = DistillOptions(epochs=8, lr=3e-3, patience=0, evaluations=8)

@@ -27,7 +27,7 @@ from benchmarks.workloads.common import export_onnx, load_source
 from benchmarks.workloads.fetch import debian
 from optimize.models.data import Dataset
 from optimize.passes.training.batches import Batches
-from optimize.passes.training.distill import DistillOptions
+from optimize.passes.training.options import DistillOptions
 from optimize.passes.training.prune import prune_module
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "fashion"

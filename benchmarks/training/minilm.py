@@ -32,7 +32,7 @@ from optimize.models.model import Model
 from optimize.passes.base import Context
 from optimize.passes.int8 import Int8
 from optimize.passes.training.batches import Batches
-from optimize.passes.training.distill import DistillOptions
+from optimize.passes.training.options import DistillOptions
 from optimize.passes.training.prune import prune_module
 
 RATIO = 0.25

@@ -24,7 +24,7 @@ from benchmarks.training.common import int8_static, latency_ratios, parse, train
 from benchmarks.training.fashion import EXAMPLE, accuracy, export, images, source
 from optimize.models.data import Dataset
 from optimize.passes.training.batches import Batches
-from optimize.passes.training.distill import DistillOptions
+from optimize.passes.training.options import DistillOptions
 from optimize.passes.training.outputs import distance
 from optimize.passes.training.qat import recover_quantized
 

@@ -83,7 +83,7 @@ def _projections(part: Any) -> tuple[Any, Any, Any] | None:
     import torch
 
     for names in _PROJECTIONS:
-        found = [getattr(part, name, None) for name in names]
+        found: list[Any] = [getattr(part, name, None) for name in names]
         if all(isinstance(layer, torch.nn.Linear) for layer in found):
             query, key, value = found
             same = query.out_features == key.out_features == value.out_features

@@ -18,7 +18,8 @@ from typing import Any
 
 from optimize.errors import NotApplicable
 from optimize.passes.training.batches import Batches
-from optimize.passes.training.distill import DistillOptions, Progress, distill
+from optimize.passes.training.distill import distill
+from optimize.passes.training.options import DistillOptions, Progress
 
 _RANGE_SAMPLES = 256
 

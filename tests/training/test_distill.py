@@ -19,9 +19,10 @@ import pytest
 from optimize.errors import InputError, PassFailed
 from optimize.models.data import Dataset
 from optimize.passes.training.batches import Batches
-from optimize.passes.training.distill import DistillOptions, Progress, distill, schedule
+from optimize.passes.training.distill import distill, schedule
 from optimize.passes.training.mask import mask_module
 from optimize.passes.training.norms import recalibrate
+from optimize.passes.training.options import DistillOptions, Progress
 from optimize.passes.training.prune import prune_module
 
 torch = pytest.importorskip("torch")
@@ -246,7 +247,8 @@ KILLED = textwrap.dedent(
 
     from optimize.models.data import Dataset
     from optimize.passes.training.batches import Batches
-    from optimize.passes.training.distill import DistillOptions, distill
+    from optimize.passes.training.distill import distill
+    from optimize.passes.training.options import DistillOptions
 
     def net(width, seed):
         torch.manual_seed(seed)

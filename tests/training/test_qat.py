@@ -18,7 +18,7 @@ from optimize.models.model import Model
 from optimize.passes.base import Context
 from optimize.passes.int8 import Int8
 from optimize.passes.training.batches import Batches
-from optimize.passes.training.distill import DistillOptions
+from optimize.passes.training.options import DistillOptions
 from optimize.passes.training.qat import fake_quantized, plain, recover_quantized
 
 torch = pytest.importorskip("torch")
