@@ -69,14 +69,10 @@ def main() -> None:
 
 
 def judge(students: dict[str, torch.nn.Module], names: tuple[str, ...], folder: Path) -> None:
-    """The probe's accuracy and the latency at 128 tokens, float and INT8."""
-    probe = load_source(folder / "metric.py").probe
+    """Export, also as INT8, and compare with the source."""
     example = batch_of([[101, 7592, 102], [101, 102]], 3)
     inputs = {name: torch.from_numpy(example[name]) for name in names}
     axes = {name: {0: "batch", 1: "sequence"} for name in names}
-    with np.load(folder / "data128.npz") as data:
-        labels = data["labels"]
-        feeds = [{name: data[name][i : i + 1] for name in names} for i in range(len(labels))]
     paths = {"source": folder / "model.onnx"}
     for what, module in students.items():
         paths[what] = folder / "distilled" / f"{what}.onnx"
@@ -93,10 +89,21 @@ def judge(students: dict[str, torch.nn.Module], names: tuple[str, ...], folder: 
             verbose=False,
         )
     paths["int8"] = dynamic_int8(paths["distilled"], folder / "distilled" / "int8")
-    scores = {what: probe(outputs(path, feeds), labels) for what, path in paths.items()}
-    print(", ".join(f"{what} {score:.3f}" for what, score in scores.items()))
+    compare(paths, names, folder)
+
+
+def compare(paths: dict[str, Path], names: tuple[str, ...], folder: Path) -> None:
+    """Probe on the unpadded glosses, latency at 128 tokens."""
+    probe = load_source(folder / "metric.py").probe
+    samples = [dict(np.load(path)) for path in sorted((folder / "data").glob("*.npz"))]
+    labels = np.array([sample.pop("labels") for sample in samples])
+    scores = {what: probe(outputs(path, samples), labels) for what, path in paths.items()}
+    print(", ".join(f"{what} {score:.3f}" for what, score in scores.items()), flush=True)
+    with np.load(folder / "data128.npz") as data:
+        arrays = {name: data[name][:64] for name in names}
+    padded = [{name: array[i : i + 1] for name, array in arrays.items()} for i in range(64)]
     chosen = [paths[what] for what in ("source", "distilled", "int8")]
-    _, ratio, integer = latency_ratios(chosen, feeds, 150)
+    _, ratio, integer = latency_ratios(chosen, padded, 100)
     for what, found, most in (("distilled", ratio, 0.85), ("int8", integer, 0.42)):
         drop = 100 * (scores["source"] - scores[what])
         verdict(f"{what}: probe drop {drop:.1f} points", drop <= 1, "1")
