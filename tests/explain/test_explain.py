@@ -184,7 +184,10 @@ def test_dynamic_convolutions_are_slow(
     quantized = apply("fold,fuse,int8{mode=dynamic,ops=conv}", model, digits_samples).model
     slow = see(quantized, digits_samples, {"ConvInteger": 500.0})
     first, *_ = why_not_faster(slow, see(model, digits_samples), VNNI)
-    assert first.startswith("2 ConvInteger take 1 ms, the source's convolutions")
+    # onnxruntime's pooling keeps its blocked layout, whose reordering counts as convolution.
+    assert first.startswith("2 ConvInteger")
+    assert "take 1.04 ms, the source's convolutions" in first
+    assert "ranges are found in the call have no fast kernel" in first
 
 
 def test_products_without_dot_product_instructions(
