@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from optimize.attribute import worst_layers
+from optimize.explain.layers import worst_layers
 from optimize.child import Child
 from optimize.models.data import Dataset
 from optimize.models.model import Model

@@ -13,9 +13,9 @@ import onnxruntime
 import pytest
 from onnx import helper
 
-from optimize.evidence import Evidence, GraphFacts, Kernel, Overhead
-from optimize.explain import why_not_faster
-from optimize.facts import graph_facts, session_graph
+from optimize.explain.evidence import Evidence, GraphFacts, Kernel, Overhead
+from optimize.explain.why import why_not_faster
+from optimize.explain.facts import graph_facts, session_graph
 from optimize.models.data import Dataset
 from optimize.models.model import Model
 from optimize.passes.base import PassResult
