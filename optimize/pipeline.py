@@ -184,6 +184,8 @@ def _build(state: _Run, folder: Path, observer: Observer) -> list[Variant]:
         calibration=prepared.calibration,
         seed=state.request.seed,
         isa=frozenset(state.device.isa),
+        teacher=prepared.exported.program,
+        deadline=state.limits(BUILD_SHARE).deadline,
         threads=state.settings.threads,
     )
     sources = Sources(prepared.exported.model, prepared.exported.program)

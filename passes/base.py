@@ -33,8 +33,10 @@ class Context:
         calibration: inputs to estimate ranges from; None where there are none.
         seed: for whatever is drawn at random.
         isa: instruction sets of the device that will serve, as the operating system names them.
+        teacher: the source as a saved torch module; None if it is none.
         runtime: the library that will serve.
         threads: how many it will use.
+        deadline: on ``time.monotonic``, by which training should end; None for no limit.
     """
 
     folder: Path
@@ -42,8 +44,10 @@ class Context:
     calibration: Dataset | None = None
     seed: int = 0
     isa: frozenset[str] = frozenset()
+    teacher: Model | None = None
     runtime: str = DEFAULT_RUNTIME
     threads: int = 1
+    deadline: float | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from optimize.errors import InputError, NotApplicable
 from optimize.models.data import Dataset
 from optimize.models.model import Model
+from optimize.models.runtimes import Format
 from optimize.passes.base import Context, Pass, PassResult
 from optimize.passes.files import load_proto, save_proto
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 CALIBRATION_MOST = 256  # samples; more did not lower the error of refitted models
 _NAMED = 6  # layers that a note names
+_MODULE_MULTIPLE = 16  # onnxruntime blocks channels by 16 with AVX-512
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Prune(Pass):
         kind: ``channels``, or zeros in weights of the same shape: ``mask`` anywhere, ``2:4`` two
             of every four inputs.
         multiple: what the number of channels that stay is rounded to; 0 for what kernels like.
+        on: the exported ``graph``, with a refit in place of training; or the torch ``module``, to
+            be trained by ``distill`` afterwards.
     """
 
     name: ClassVar[str] = "prune"
@@ -47,10 +51,11 @@ class Prune(Pass):
 
     ratio: float = field(default=0.25, metadata={"always": True})
     scope: Literal["layer", "global"] = "layer"
-    importance: Literal["auto", "magnitude", "activation"] = "auto"
+    importance: Literal["auto", "magnitude", "activation", "taylor"] = "auto"
     refit: bool = True
     kind: Literal["channels", "mask", "2:4"] = "channels"
     multiple: int = 0
+    on: Literal["graph", "module"] = "graph"
 
     def __post_init__(self) -> None:
         """Reject values out of range, and options that the kind does not have."""
@@ -60,13 +65,24 @@ class Prune(Pass):
             raise InputError(f"prune: multiple={self.multiple} is negative")
         if self.kind == "2:4" and self.ratio not in (0.25, 0.5):
             raise InputError(f"prune: kind=2:4 zeroes half of the weights, not {self.ratio:g}")
+        if self.importance == "taylor" and self.on != "module":
+            raise InputError("prune: importance=taylor needs gradients, hence on=module")
+        if self.on == "module" and self.importance == "activation":
+            raise InputError("prune: on=module takes importance=magnitude or taylor")
         if self.kind != "channels" and (self.importance == "activation" or self.multiple):
             raise InputError(f"prune: kind={self.kind} takes ratio and scope only")
 
     @property
     def needs_calibration(self) -> bool:
         """Activations and the refit come from data."""
+        if self.on == "module":
+            return self.importance == "taylor"
         return self.kind == "channels" and (self.refit or self.importance != "magnitude")
+
+    @property
+    def takes(self) -> tuple[Format, ...]:  # type: ignore[override]  # it depends on ``on``
+        """What it prunes."""
+        return ("torch",) if self.on == "module" else ("onnx",)
 
     def apply(self, model: Model, context: Context) -> PassResult:
         """Prune the graph."""
@@ -76,10 +92,41 @@ class Prune(Pass):
             raise NotApplicable("the model is already quantized; put prune before int8")
         if self.ratio == 0:
             return PassResult(model, False, ("ratio=0: nothing to remove",))
+        if self.on == "module":
+            return self._module(model, context)
         proto = plain(load_proto(model))
         if self.kind == "channels":
             return self._channels(proto, context)
         return self._mask(proto, context)
+
+    def _module(self, model: Model, context: Context) -> PassResult:
+        from optimize.models.export import load_program, save_program
+        from optimize.passes.training.batches import Batches
+        from optimize.passes.training.mask import mask_module
+        from optimize.passes.training.prune import prune_module
+
+        program = load_program(model.path)
+        if self.kind != "channels":
+            pattern: Literal["2:4", "unstructured"] = (
+                "2:4" if self.kind == "2:4" else "unstructured"
+            )
+            pruned, notes = mask_module(program.module, pattern, self.ratio, self.scope)
+        else:
+            taylor = self.importance == "taylor" and context.calibration is not None
+            pruned, notes = prune_module(
+                program.module,
+                program.example.args,
+                self.ratio,
+                self.scope,
+                "taylor" if taylor else "magnitude",
+                self.multiple or _MODULE_MULTIPLE,
+                context.seed,
+                Batches(context.calibration, seed=context.seed)
+                if taylor and context.calibration is not None
+                else None,
+            )
+        made = save_program(program.with_module(pruned), context.folder, model.signature)
+        return PassResult(made, True, tuple(notes))
 
     def _channels(self, proto: Any, context: Context) -> PassResult:
         from optimize.passes.pruning.graph import measured_shapes

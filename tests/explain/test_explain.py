@@ -14,8 +14,8 @@ import pytest
 from onnx import helper
 
 from optimize.explain.evidence import Evidence, GraphFacts, Kernel, Overhead
-from optimize.explain.why import why_not_faster
 from optimize.explain.facts import graph_facts, session_graph
+from optimize.explain.why import why_not_faster
 from optimize.models.data import Dataset
 from optimize.models.model import Model
 from optimize.passes.base import PassResult
