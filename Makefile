@@ -15,11 +15,11 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[torch]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[torch,report]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[hf,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[hf,report,nncf,neural-compressor,pruning,dev]'
 	@touch $@ $(VENV)/.demo
 
 .PHONY: demo

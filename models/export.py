@@ -221,7 +221,12 @@ def export(loaded: Loaded, data: Dataset, specs: Sequence[TensorSpec], folder: P
     if loaded.source.kind not in MODULES:
         return exported
     saved = Program(loaded, bound.take(range(min(CHECKED_SAMPLES, len(bound)))), example)
-    program = save_program(saved, folder, exported.model.signature)
+    try:
+        program = save_program(saved, folder, exported.model.signature)
+        load_program(program.path)  # its classes must be found by name, too
+    except Exception as error:  # noqa: BLE001  the exported graph is enough for all other passes
+        note = f"passes on torch modules are left out: {first_cause(error, 160)}"
+        return replace(exported, notes=(*exported.notes, note))
     return replace(exported, program=program)
 
 

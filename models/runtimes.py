@@ -10,6 +10,12 @@ from optimize.errors import InputError, nearest
 
 Format = Literal["onnx", "openvino", "inductor", "torch"]
 DEFAULT_RUNTIME = "onnxruntime"
+FORMATS: dict[Format, str] = {
+    "onnx": "ONNX graphs",
+    "openvino": "OpenVINO models",
+    "inductor": "compiled packages",
+    "torch": "torch modules (weights with --arch, or a Hugging Face folder)",
+}
 
 
 @dataclass(frozen=True)

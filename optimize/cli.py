@@ -139,7 +139,7 @@ def _root(
     epilog=(
         "Exit codes: 0 a variant was kept, 1 none meets the budget and floor, 2 unusable input, "
         "3 none kept but some undecided, 70 internal error, 130 interrupted. "
-        "Other commands: optimize compare, profile, verify, doctor, passes; each has --help. "
+        "Other commands: compare, profile, verify, report, doctor, passes; each has --help. "
         "A file of such a name is reached as ./NAME."
     ),
 )
@@ -265,6 +265,33 @@ def verify_command(
     _finish(
         _observed(lambda o: verify(Path(folder), overrides, o), json or quiet, verbose), json, quiet
     )
+
+
+@app.command("report")
+def report_command(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="A result folder.")],
+    out: Annotated[
+        str | None, typer.Option(help="Where to put the files.  [default: the result folder]")
+    ] = None,
+    open_page: Annotated[
+        bool, typer.Option("--open", help="Show report.html in the browser.")
+    ] = False,
+) -> None:
+    """Print a result, and draw report.html, report.md and pictures of it again."""
+    from optimize import output
+    from optimize.console import show
+    from optimize.reports.folder import drawn, read, result
+    from optimize.reports.page import PAGE
+    from optimize.reports.terminal import plot
+
+    view, console = read(Path(folder)), _console()
+    show(result(Path(folder)), console)
+    console.print(plot(view), soft_wrap=not console.is_terminal)
+    place = Path(out or folder)
+    output.add(place, drawn(view))
+    typer.echo(f"Drawn: {place / PAGE}")
+    if open_page:
+        typer.launch(str(place / PAGE))
 
 
 @app.command("doctor")

@@ -122,7 +122,8 @@ def _explanation(variant: VariantReport, chosen: bool) -> str:
     if chosen or slow:
         lead = "Limited by" if chosen and not slow else "Not faster"
         return f". {lead}: {variant.explanation[0]}"
-    return f". {variant.explanation[-1].capitalize()}" if variant.status == "inaccurate" else ""
+    last = variant.explanation[-1]
+    return f". {last[:1].upper()}{last[1:]}" if variant.status == "inaccurate" else ""
 
 
 def show_examination(examination: Examination, console: Console) -> None:

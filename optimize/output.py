@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from optimize.errors import InputError, OptimizeError
-from optimize.models.model import FILE_NAME, Model
+from optimize.models.model import FILE_NAME, Model, Signature
 
 MANIFEST = "manifest.json"
 REPORT = "report.json"
@@ -45,7 +45,7 @@ def write(
     report_json: str,
     manifest: dict[str, Any],
     artefact: Model | None,
-    extra: Mapping[str, str],
+    extra: Mapping[str, str | bytes],
 ) -> Path | None:
     """Write the folder beside its place, then move it there in one step.
 
@@ -54,7 +54,7 @@ def write(
         report_json: the text of ``report.json``.
         manifest: what the result was made of; digests of the files are added.
         artefact: the chosen model; None if none was kept.
-        extra: further text files by name.
+        extra: further files by name.
 
     Returns:
         The path of the model in the folder; None without one.
@@ -70,25 +70,108 @@ def write(
     try:
         if artefact is not None:
             _copy(artefact, staging)
-        for name, text in {REPORT: report_json + "\n", **extra}.items():
-            (staging / name).write_text(text, encoding="utf-8")
+        for name, content in {REPORT: report_json + "\n", **extra}.items():
+            _write(staging / name, content)
         files = sorted(path for path in staging.rglob("*") if path.is_file())
         digests = {file.relative_to(staging).as_posix(): _digest(file) for file in files}
-        content = {"tool": _MARK, **manifest, "files": digests}
-        (staging / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        entries = {"tool": _MARK, **manifest, "files": digests}
+        _write(staging / MANIFEST, json.dumps(entries, indent=2) + "\n")
         staging.chmod(0o755)  # mkdtemp's folders are private
         _swap(staging, folder)
     except OSError as error:
         raise OptimizeError(f"{folder} cannot be written: {error.strerror}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return folder / FILE_NAME if artefact else None
+    return folder / file_name(artefact) if artefact else None
+
+
+def file_name(artefact: Model) -> str:
+    """What the file to load is called in a result folder."""
+    return FILE_NAME if artefact.format == "onnx" else f"model{artefact.path.suffix}"
+
+
+def is_result(folder: Path) -> bool:
+    """Whether a folder was written by :func:`write`."""
+    return folder.is_dir() and _ours(folder)
+
+
+def read_artefact(folder: Path, signature: Signature) -> tuple[Model, str]:
+    """The model in a result folder, with its options, and the runtime that serves it.
+
+    Args:
+        folder: for which :func:`is_result` holds.
+        signature: of the source, for formats that do not tell.
+
+    Raises:
+        InputError: it holds no model, or a damaged one.
+    """
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    name = manifest.get("model", FILE_NAME)
+    if manifest.get("chain") is None or not (folder / name).is_file():
+        raise InputError(f"{folder} holds no model: no variant was kept when it was made")
+    if manifest.get("format", "onnx") == "onnx":
+        model = Model.read(folder / name)
+    else:
+        members = [folder / file for file in manifest["members"]]
+        model = Model.of(manifest["format"], members, signature)
+    if model.digest != manifest["model_digest"]:
+        raise InputError(f"{folder} is damaged: {name} was changed since")
+    return model.configured(manifest.get("config", {})), str(manifest["runtime"])
+
+
+def members(artefact: Model) -> list[str]:
+    """Names in the result folder of all files of a model."""
+    return [_name(artefact, file) for file in artefact.files]
+
+
+def _name(artefact: Model, file: Path) -> str:
+    if file == artefact.path:
+        return file_name(artefact)
+    if artefact.format != "onnx":
+        return f"model{file.suffix}"
+    # External data stays where the graph says it is, relative to the graph.
+    return file.relative_to(artefact.path.parent).as_posix()
+
+
+def add(folder: Path, files: Mapping[str, str | bytes]) -> None:
+    """Put files into a folder; a result's manifest learns their digests.
+
+    Each file is replaced in one step. One that is cut short by a full disk is not left behind.
+
+    Raises:
+        OptimizeError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            _replace(folder / name, content)
+        if _ours(folder):
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            manifest["files"] |= {name: _digest(folder / name) for name in files}
+            _replace(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    except OSError as error:
+        raise OptimizeError(f"{folder} cannot be written: {error.strerror}") from error
+
+
+def _replace(file: Path, content: str | bytes) -> None:
+    staging = file.with_name(f".{file.name}.new")
+    try:
+        _write(staging, content)
+        staging.replace(file)
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+def _write(file: Path, content: str | bytes) -> None:
+    if isinstance(content, str):
+        file.write_text(content, encoding="utf-8")
+    else:
+        file.write_bytes(content)
 
 
 def _copy(artefact: Model, folder: Path) -> None:
     for file in artefact.files:
-        # External data stays where the graph says it is, relative to the graph.
-        name = file.relative_to(artefact.path.parent) if file != artefact.path else FILE_NAME
+        name = _name(artefact, file)
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, folder / name)
 

@@ -21,6 +21,7 @@ from optimize.choose import nearest_miss
 from optimize.errors import InputError, PassFailed, first_cause
 from optimize.measure import Limits
 from optimize.models.model import FILE_NAME, Model
+from optimize.models.runtimes import DEFAULT_RUNTIME, find_runtime
 from optimize.models.source import Source, detect
 from optimize.models.usercode import is_reference
 from optimize.passes.base import Context, Pass, PassResult
@@ -42,8 +43,11 @@ from optimize.report import (
     SourceReport,
     VariantReport,
 )
+from optimize.reports import folder as reports
+from optimize.reports.command import command
 from optimize.request import Request, spec_text
 from optimize.screen import Screening
+from optimize.serve import SCRIPT, script
 from optimize.targets.base import Device, Settings, Target
 from optimize.targets.local import LocalTarget
 
@@ -180,6 +184,8 @@ def _build(state: _Run, folder: Path, observer: Observer) -> list[Variant]:
         calibration=prepared.calibration,
         seed=state.request.seed,
         isa=frozenset(state.device.isa),
+        teacher=prepared.exported.program,
+        deadline=state.limits(BUILD_SHARE).deadline,
         threads=state.settings.threads,
     )
     sources = Sources(prepared.exported.model, prepared.exported.program)
@@ -251,13 +257,21 @@ def _as_they_are(state: _Run, folder: Path, observer: Observer) -> list[Variant]
     prepared, request = state.prepared, state.request
     assert prepared is not None  # set just before
     labels = _labels(request)
-    variants = [Variant(Chain(), prepared.exported.model, label=labels[0])]
+    first, signature = prepared.exported.model, prepared.exported.model.signature
+    home = request.model.parent
+    if output.is_result(home) and request.model.name == FILE_NAME:
+        first = output.read_artefact(home, signature)[0]  # to be loaded with its own options
+    variants = [Variant(Chain(), first, label=labels[0])]
     for number, path in enumerate(request.rivals):
         observer.step(number, str(path))
-        own = folder / f"rival-{number}"
-        own.mkdir()
-        exported = load_rival(request, path, prepared, own, state.child)
-        variants.append(Variant(Chain(), exported, label=labels[number + 1]))
+        runtime = DEFAULT_RUNTIME
+        if output.is_result(path):
+            model, runtime = output.read_artefact(path, signature)
+        else:
+            own = folder / f"rival-{number}"
+            own.mkdir()
+            model = load_rival(request, path, prepared, own, state.child)
+        variants.append(Variant(Chain((), runtime), model, label=labels[number + 1]))
     state.order = [variant.name for variant in variants]
     state.artefacts = {v.name: v.model for v in variants if v.model is not None}
     return variants
@@ -307,14 +321,27 @@ def _finish(state: _Run, error: BaseException | None) -> Result:
     folder = state.request.folder
     if folder is None:
         return Result(report, None, None, error)
-    if error is not None and (folder / FILE_NAME).is_file():
+    if error is not None and output.is_result(folder) and any(folder.glob("model.*")):
         # An earlier verdict stands; what came of this run lies beside it.
         folder = folder.with_name(f"{folder.name}.interrupted")
         output.check_writable(folder)
     manifest = _manifest(state, report, artefact, folder)
-    extra = {}
+    profiles = state.screening.profiles() if state.screening else {}
+    extra, problem = reports.for_run(report, profiles, quick=error is not None)
+    if problem:
+        report = replace(report, notes=(*report.notes, problem))
+    if artefact is not None:
+        text = script(
+            artefact,
+            manifest["runtime"],
+            manifest["provider"],
+            state.settings.threads,
+            manifest["model"],
+            report.data.batch,
+        )
+        extra = {**extra, SCRIPT: text.encode()}
     if error is not None and not isinstance(error, KeyboardInterrupt):
-        extra["error.txt"] = "".join(traceback.format_exception(error))
+        extra["error.txt"] = "".join(traceback.format_exception(error)).encode()
     path = output.write(folder, report.to_json(), manifest, artefact, extra)
     return Result(report, folder, path, error)
 
@@ -352,6 +379,7 @@ def _report(state: _Run, error: BaseException | None) -> Report:
         nearest_miss=None if chosen else nearest_miss(rows, request.budgets, floor),
         notes=tuple(state.notes),
         seconds=time.monotonic() - state.started,
+        command=command(request),
     )
 
 
@@ -409,11 +437,17 @@ def _source_report(state: _Run) -> SourceReport:
 def _manifest(state: _Run, report: Report, artefact: Model | None, folder: Path) -> dict[str, Any]:
     from dataclasses import asdict
 
+    runtime = report.variant(report.chosen).runtime if report.chosen else state.settings.runtime
+    default = runtime == state.settings.runtime
     return {
         "schema": 1,
         "chain": report.chosen,
-        "runtime": state.settings.runtime,
-        "provider": state.settings.provider,
+        "runtime": runtime,
+        "provider": state.settings.provider if default else find_runtime(runtime).provider,
+        "format": artefact.format if artefact else None,
+        "model": output.file_name(artefact) if artefact else None,
+        "members": output.members(artefact) if artefact else [],
+        "config": dict(artefact.config) if artefact else {},
         "threads": state.settings.threads,
         "batch": report.data.batch,
         "source_digest": report.source.digest,

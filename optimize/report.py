@@ -273,6 +273,7 @@ class Report:
         nearest_miss: in words, if none was kept and a variant came close.
         exit_code: 0 kept, 1 none, 3 none but some undecided, 70 internal error, 130 interrupted.
         notes: what a reader must know about the whole run.
+        command: a line for a shell that repeats the run, without this machine's folders.
     """
 
     source: SourceReport
@@ -288,6 +289,7 @@ class Report:
     nearest_miss: str | None = None
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
+    command: str | None = None
     schema: Literal[1] = 1
 
     def variant(self, chain: str) -> VariantReport:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -140,7 +140,7 @@ class Screening:
         """Evaluate one more variant, after :meth:`measure`; it is timed by :meth:`time_rest`."""
         self.contenders += 1
         candidate = self._add(variant)
-        self._try_to_evaluate(candidate, limits)
+        self._evaluate_all([candidate], limits)
         if not (candidate.contender.judged or self.request.everything):
             candidate.contender.close()
         return self._row(candidate)
@@ -195,6 +195,11 @@ class Screening:
         """What is known now about every variant that was built."""
         return [self._row(c) for c in self._candidates if not c.variant.step]
 
+    def profiles(self) -> dict[str, Profile]:
+        """What was measured of every variant, as its row shows it."""
+        shown = (c for c in self._candidates if not c.variant.step)
+        return {c.contender.name: c.contender.profile for c in shown}
+
     def explain(self, child: Child, isa: Sequence[str], limits: Limits) -> None:
         """Say of every variant that was profiled what limits it, and where its accuracy went."""
         source, *others = (_subject(c) for c in self._candidates)
@@ -214,7 +219,8 @@ class Screening:
 
     def _evaluate_source(self, reference: _Candidate, limits: Limits) -> None:
         try:
-            self._evaluate(reference, limits)
+            self._open(reference, limits)
+            self._compare(reference, limits)
         except (WorkerError, InputError) as error:
             raise InputError(f"the source cannot be judged: {error}") from error
         accuracy, floor = reference.accuracy, self.prepared.floor
@@ -252,26 +258,37 @@ class Screening:
             for candidate in candidates:
                 candidate.contender.error = _LATE
             return
-        with ThreadPoolExecutor(len(candidates)) as pool:
+        # Workers are started by this thread: Linux ends them with the thread that started them.
+        ready = [c for c in candidates if self._try(self._open, c, limits)]
+        with ThreadPoolExecutor(max(1, len(ready))) as pool:
             try:
-                for done in [pool.submit(self._try_to_evaluate, c, limits) for c in candidates]:
+                for done in [pool.submit(self._try, self._compare, c, limits) for c in ready]:
                     done.result()
             except BaseException:
                 self.close()  # what still waits for a worker ends with it
                 raise
 
-    def _try_to_evaluate(self, candidate: _Candidate, limits: Limits) -> None:
+    def _try(
+        self, act: Callable[[_Candidate, Limits], None], candidate: _Candidate, limits: Limits
+    ) -> bool:
+        """Let a failure end its own candidate only; return whether it succeeded."""
         try:
-            self._evaluate(candidate, limits)
+            act(candidate, limits)
         except (WorkerError, InputError) as error:
             candidate.contender.error = str(error)
             candidate.contender.close()
+            return False
+        return True
 
-    def _evaluate(self, candidate: _Candidate, limits: Limits) -> None:
-        """Start a worker, compare its outputs with the source's, and judge its accuracy."""
+    def _open(self, candidate: _Candidate, limits: Limits) -> None:
+        begun = time.perf_counter()
+        open_worker(self.target, candidate.contender, limits)
+        candidate.profile_s += time.perf_counter() - begun
+
+    def _compare(self, candidate: _Candidate, limits: Limits) -> None:
+        """Compare a candidate's outputs with the source's, and judge its accuracy."""
         begun = time.perf_counter()
         contender, prepared = candidate.contender, self.prepared
-        open_worker(self.target, contender, limits)
         if candidate.variant.step:
             contender.judged = False
             if candidate.variant.exact:

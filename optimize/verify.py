@@ -11,6 +11,7 @@ from optimize.budgets.accuracy import METRICS
 from optimize.budgets.budget import Budget, Floor
 from optimize.errors import InputError
 from optimize.models.model import FILE_NAME, file_digest
+from optimize.models.runtimes import DEFAULT_RUNTIME
 from optimize.models.source import detect
 from optimize.models.usercode import is_reference
 from optimize.output import MANIFEST, REPORT
@@ -73,7 +74,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], Report]:
         inside = not Path(name).is_absolute() and ".." not in Path(name).parts
         if not inside or not file.is_file() or file_digest(file) != digest:
             raise InputError(f"{folder} is damaged: {name} is missing or was changed since")
-    if FILE_NAME not in files or manifest["chain"] is None:
+    if manifest["chain"] is None or manifest.get("model", FILE_NAME) not in files:
         raise InputError(f"{folder} holds no model: no variant was kept when it was made")
     return manifest, Report.from_json((folder / REPORT).read_text(encoding="utf-8"))
 
@@ -124,9 +125,14 @@ def _request(
         return replace(
             common,
             model=source,
-            rivals=(folder / FILE_NAME,),
+            rivals=(folder,),
             labels=("source", manifest["chain"]),
             reference_only=True,
+        )
+    if manifest.get("format", "onnx") != "onnx" or manifest["runtime"] != DEFAULT_RUNTIME:
+        raise InputError(
+            f"{folder} is served by {manifest['runtime']} and compared with its source, "
+            f"and {source} is not here as it was; give --source"
         )
     common = replace(common, labels=(manifest["chain"],))
     return replace(common, floor=_absolute(floor, report, source))

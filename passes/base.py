@@ -18,7 +18,7 @@ from optimize.errors import InputError, NotApplicable, PassFailed, first_cause
 from optimize.models.data import Dataset
 from optimize.models.model import FILE_NAME, Model
 from optimize.models.run import Difference, difference, run
-from optimize.models.runtimes import DEFAULT_RUNTIME, Format, find_runtime
+from optimize.models.runtimes import DEFAULT_RUNTIME, FORMATS, Format, find_runtime
 
 INLINE_MOST = 2**31 - 2**26  # protobuf ends at 2 GiB; leave room for the graph itself
 
@@ -33,8 +33,10 @@ class Context:
         calibration: inputs to estimate ranges from; None where there are none.
         seed: for whatever is drawn at random.
         isa: instruction sets of the device that will serve, as the operating system names them.
+        teacher: the source as a saved torch module; None if it is none.
         runtime: the library that will serve.
         threads: how many it will use.
+        deadline: on ``time.monotonic``, by which training should end; None for no limit.
     """
 
     folder: Path
@@ -42,8 +44,10 @@ class Context:
     calibration: Dataset | None = None
     seed: int = 0
     isa: frozenset[str] = frozenset()
+    teacher: Model | None = None
     runtime: str = DEFAULT_RUNTIME
     threads: int = 1
+    deadline: float | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,10 @@ class Pass(ABC):
             title = find_runtime(context.runtime).title
             raise NotApplicable(f"{self} makes nothing that {title} could run")
         if model.format not in self.takes:
-            raise NotApplicable(f"{self} works on {' or '.join(self.takes)}, not {model.format}")
+            wanted = " or ".join(FORMATS[name] for name in self.takes)
+            raise NotApplicable(
+                f"{self} works on {wanted}; here it would get {FORMATS[model.format]}"
+            )
         start = time.perf_counter()
         try:
             result = self.apply(_in_one_file(model, context), context)

@@ -19,6 +19,9 @@ _BUILT_IN: dict[str, str] = {
     "fp16": "optimize.passes.fp16:Fp16",
     "bf16": "optimize.passes.bf16:Bf16",
     "int8": "optimize.passes.int8:Int8",
+    "student": "optimize.passes.distill:Student",
+    "distill": "optimize.passes.distill:Distill",
+    "prune": "optimize.passes.prune:Prune",
 }
 
 

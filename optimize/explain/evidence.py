@@ -1,6 +1,7 @@
 """What can be seen of a model that was measured: its graph, its session's graph, its profile.
 
-Nothing here draws a conclusion; :mod:`optimize.explain.why` does, and :mod:`optimize.explain.facts` looks.
+Nothing here draws a conclusion; :mod:`optimize.explain.why` does, and
+:mod:`optimize.explain.facts` looks.
 """
 
 from __future__ import annotations

@@ -17,10 +17,15 @@ from optimize.models.data import Dataset
 from optimize.models.run import feed
 from optimize.passes.quantizers.static import MATMUL
 
-HEAVY = ("Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "Attention")
+# What only moves numbers costs no accuracy.
+_MOVES = frozenset(
+    (
+        "QuantizeLinear DequantizeLinear Reshape Transpose Squeeze Unsqueeze Flatten Slice Split "
+        "Concat Gather MaxPool Identity"
+    ).split()
+)
 _MOST_LAYERS = 96
 _CHECKED = 8
-_FLOAT = "_float"
 # onnxruntime's optimizer that quantizes float weights between quantized tensors: a layer that was
 # put back to float would be quantized again while it is loaded.
 REQUANTIZER = "WeightBiasQuantization"
@@ -110,21 +115,23 @@ def restore(quantized: Any, reference: Any, nodes: Sequence[str]) -> Any:
     result.CopyFrom(quantized)
     originals = {node.name: node for node in reference.graph.node}
     weights = {tensor.name: tensor for tensor in reference.graph.initializer}
-    present = {tensor.name for tensor in result.graph.initializer}
-    makers = _makers(result)
-    first_makers = _makers(reference)
+    makers, first_makers = _makers(result), _makers(reference)
+    added: set[str] = set()
     for node in result.graph.node:
         if node.name not in nodes:
             continue
         for index, name in enumerate(originals[node.name].input):
-            if name in weights:
-                node.input[index] = own = f"{name}{_FLOAT}" if name in makers else name
-                if own not in present:
-                    result.graph.initializer.append(weights[name])
-                    result.graph.initializer[-1].name = own
-                    present.add(own)
-            elif _still_float(makers.get(name), first_makers.get(name), makers):
-                node.input[index] = name
+            if name not in weights:
+                if _still_float(makers.get(name), first_makers.get(name), makers):
+                    node.input[index] = name
+                continue
+            # A dequantized bias goes by the name of the original one.
+            node.input[index] = f"{name}_float"
+            if name not in added:
+                added.add(name)
+                tensor = result.graph.initializer.add()
+                tensor.CopyFrom(weights[name])
+                tensor.name = f"{name}_float"
     return _pruned(result)
 
 
@@ -159,7 +166,7 @@ def _pruned(proto: Any) -> Any:
 
 
 def quantized_layers(quantized: Any, reference: Any) -> list[str]:
-    """Names of the heavy nodes that read dequantized tensors."""
+    """Names of the nodes that compute on dequantized tensors."""
     dequantized = {
         name
         for node in quantized.graph.node
@@ -170,7 +177,7 @@ def quantized_layers(quantized: Any, reference: Any) -> list[str]:
     return [
         node.name
         for node in quantized.graph.node
-        if node.op_type in HEAVY and node.name in known and dequantized & set(node.input)
+        if node.op_type not in _MOVES and node.name in known and dequantized & set(node.input)
     ]
 
 

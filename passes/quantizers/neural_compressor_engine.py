@@ -12,10 +12,11 @@ from typing import Any
 
 from optimize.errors import NotApplicable, first_cause
 from optimize.models.data import Dataset
-from optimize.models.model import FILE_NAME, Model
+from optimize.models.model import Model
 from optimize.passes.base import Context, PassResult
-from optimize.passes.files import silent
+from optimize.passes.files import save_proto, silent
 
+SAMPLES = 32  # its observers keep histograms of all tensors, at about a second a sample
 WITHOUT = {"optimization.disable_specified_optimizers": "MatMulAddFusion;SkipLayerNormFusion"}
 
 
@@ -36,6 +37,7 @@ def quantize(model: Model, calibration: Dataset, context: Context) -> PassResult
 
     from optimize.models.export import dynamic_shapes, load_program
 
+    calibration = calibration.take(range(min(len(calibration), SAMPLES)))
     program = load_program(model.path)
     example = program.example
     with silent(), torch.no_grad():
@@ -92,19 +94,43 @@ def _exported(converted: Any, program: Any, model: Model, context: Context) -> M
         dynamo=True,
         verbose=False,
     )
-    path = context.folder / FILE_NAME
     if made is None:
         raise NotApplicable("the quantized module cannot be exported to ONNX")
-    _fold_weights(made.model)
-    made.save(str(path), external_data=False)
-    return Model.read(path).configured(WITHOUT)
+    proto = made.model_proto
+    fold_weights(proto)
+    return save_proto(proto, context).configured(WITHOUT)
 
 
-def _fold_weights(graph: Any) -> None:
-    """Compute the quantized weights once: constants through QuantizeLinear become integers."""
-    from onnxscript import optimizer
+def fold_weights(proto: Any) -> int:
+    """Compute quantized weights once: a constant through QuantizeLinear becomes an integer.
 
-    def fold(node: Any) -> bool | None:
-        return False if node.op_type == "DequantizeLinear" else None
+    Returns:
+        How many weights were folded.
+    """
+    import numpy as np
+    from onnx import numpy_helper
 
-    optimizer.optimize_ir(graph, should_fold=fold)
+    weights = {tensor.name: tensor for tensor in proto.graph.initializer}
+    folded = []
+    for node in proto.graph.node:
+        if node.op_type != "QuantizeLinear" or not all(name in weights for name in node.input):
+            continue
+        value, scale, zero = (numpy_helper.to_array(weights[name]) for name in node.input[:3])
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+        if scale.ndim:
+            shape = [1] * value.ndim
+            shape[axis] = -1
+            scale, zero = scale.reshape(shape), zero.reshape(shape)
+        limits = np.iinfo(zero.dtype)
+        steps = np.rint(value / scale) + zero.astype(np.float32)
+        integers = np.clip(steps, limits.min, limits.max).astype(zero.dtype)
+        proto.graph.initializer.append(numpy_helper.from_array(integers, node.output[0]))
+        folded.append(node)
+    for node in folded:
+        proto.graph.node.remove(node)
+    used = {name for node in proto.graph.node for name in node.input}
+    used |= {value.name for value in proto.graph.output}
+    kept = [tensor for tensor in proto.graph.initializer if tensor.name in used]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(kept)
+    return len(folded)

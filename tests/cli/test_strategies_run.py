@@ -118,5 +118,3 @@ def test_another_runtimes_row_says_so(result: Any) -> None:
         assert "no bfloat16 instructions" in variant.reason
     else:
         assert variant.accuracy.value >= row(result, "source").accuracy.value - 0.05
-def test_try(result):
-    for v in result.report.variants: print(v.chain, v.status, v.reason, v.latency and v.latency.p50_ms, v.steps)

@@ -583,12 +583,14 @@ def test_the_copied_file_serves_a_job(tmp_path: Path) -> None:
     copy = Path(shutil.copy(worker_file.__file__, tmp_path / "worker.py"))
     what = job(tmp_path, dense(tmp_path), ragged())
     description = {
-        "version": 1,
+        "version": 2,
         "runtime": "onnxruntime",
         "model": str(what.model),
         "provider": "CPUExecutionProvider",
         "threads": 1,
+        "cpus": None,
         "config": {},
+        "names": {"inputs": [], "outputs": []},
         "inputs": str(what.inputs),
         "scratch": str(what.scratch),
         "pre": None,
@@ -611,12 +613,12 @@ def test_the_copied_file_serves_a_job(tmp_path: Path) -> None:
     )
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [answer["ok"] for answer in answers] == [True, True, False, True]
-    assert all(answer["version"] == 1 for answer in answers)
+    assert all(answer["version"] == 2 for answer in answers)
     assert "sing" in answers[2]["error"]
 
 
 def test_a_job_of_another_version_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "job.json").write_text(json.dumps({"version": 2}))
+    (tmp_path / "job.json").write_text(json.dumps({"version": 1}))
     done = subprocess.run(
         [sys.executable, "-P", worker_file.__file__, str(tmp_path / "job.json")],
         stdin=subprocess.DEVNULL,
@@ -627,4 +629,4 @@ def test_a_job_of_another_version_is_refused(tmp_path: Path) -> None:
     assert done.returncode == 1
     answer = json.loads(done.stdout)
     assert answer["ok"] is False
-    assert "version 1" in answer["error"]
+    assert "version 2" in answer["error"]

@@ -1,0 +1,1 @@
+"""Pruning, distillation and quantization-aware recovery on real models, beside their targets."""

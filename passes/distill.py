@@ -1,0 +1,132 @@
+"""Distillation: the variant learns from the source what pruning or another shape has cost it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from optimize.errors import InputError, NotApplicable
+from optimize.models.model import Model
+from optimize.models.runtimes import Format
+from optimize.passes.base import Context, Pass, PassResult
+
+
+@dataclass(frozen=True)
+class Distill(Pass):
+    """Train the module so far, as student, to give the outputs of the source, its teacher.
+
+    On the samples to calibrate on, labels optional. Deterministic by seed; the best state by a
+    held-out part is kept, so the result is never worse there than what it began with. A hook,
+    ``file.py:function``, trains in its place; see :mod:`optimize.passes.training.hooks`.
+
+    Attributes:
+        epochs: passes over the samples.
+        temperature: softens class scores.
+        alpha: weight of the labels, 0 to 1; the rest is the teacher's.
+        features: weight of hidden features; 0 for none.
+        lr: peak learning rate.
+        batch: samples a step.
+        hook: the user's own training; ``none`` for the built-in one.
+    """
+
+    name: ClassVar[str] = "distill"
+    summary: ClassVar[str] = "train the module so far to give the source's outputs"
+    needs: ClassVar[str] = "a torch module as source, and real data"
+    takes: ClassVar[tuple[Format, ...]] = ("torch",)
+
+    epochs: float = 10.0
+    temperature: float = 2.0
+    alpha: float = 0.0
+    features: float = 0.0
+    lr: float = 1e-3
+    batch: int = 64
+    hook: str = "none"
+
+    def __post_init__(self) -> None:
+        """Reject values out of range."""
+        if self.batch < 1:
+            raise InputError(f"distill: batch={self.batch} is not at least 1")
+        if self.epochs <= 0 or self.lr <= 0 or self.temperature <= 0 or not 0 <= self.alpha <= 1:
+            raise InputError("distill: epochs, lr and temperature are positive, alpha 0 to 1")
+
+    @property
+    def needs_calibration(self) -> bool:
+        """It trains on real samples."""
+        return True
+
+    def apply(self, model: Model, context: Context) -> PassResult:
+        """Train a copy; the chain's own module stays as it was."""
+        from optimize.models.export import load_program, save_program
+        from optimize.passes.training.batches import Batches
+        from optimize.passes.training.distill import distill
+        from optimize.passes.training.hooks import HookContext, load_hook, run_hook
+        from optimize.passes.training.options import DistillOptions
+
+        if context.teacher is None or context.calibration is None:
+            raise NotApplicable("there is no torch module to learn from")
+        student, teacher = load_program(model.path), load_program(context.teacher.path)
+        batches = Batches(context.calibration, self.batch, seed=context.seed)
+        if self.hook != "none":
+            hook = load_hook(self.hook, "distill: hook")
+            own = HookContext(context.folder, context.seed, context.deadline)
+            trained, notes = run_hook(hook, student.module, teacher.module, batches, own)
+        else:
+            options = DistillOptions(
+                epochs=self.epochs,
+                temperature=self.temperature,
+                alpha=self.alpha,
+                features=self.features,
+                lr=self.lr,
+                seed=context.seed,
+            )
+            trained, notes = distill(
+                student.module,
+                teacher.module,
+                batches,
+                options,
+                checkpoint_folder=context.folder,
+                deadline=context.deadline,
+            )
+        result: Any = student.with_module(trained)
+        return PassResult(save_program(result, context.folder, model.signature), True, notes)
+
+
+@dataclass(frozen=True)
+class Student(Pass):
+    """Go on with another architecture in the source's place, to be trained by ``distill``.
+
+    Attributes:
+        arch: ``file.py:factory``, a function that returns the module.
+    """
+
+    name: ClassVar[str] = "student"
+    summary: ClassVar[str] = "another architecture, untrained; follow it with distill"
+    needs: ClassVar[str] = "a torch module as source, and real data"
+    takes: ClassVar[tuple[Format, ...]] = ("torch",)
+
+    arch: str
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Its outputs are held against the source's on real samples."""
+        return True
+
+    def apply(self, model: Model, context: Context) -> PassResult:
+        """Build it, and check that it takes the same inputs and gives the same outputs."""
+        from dataclasses import replace
+
+        from optimize.models.export import load_program, save_program
+        from optimize.passes.training.batches import Batches
+        from optimize.passes.training.hooks import build_student
+
+        if context.calibration is None:
+            raise NotApplicable("student needs --data or --calibration")
+        teacher = load_program(model.path)
+        batches = Batches(context.calibration, 1, seed=context.seed)
+        module = build_student(self.arch, teacher.module, batches)
+        student = teacher.with_module(module)
+        student = replace(student, loaded=replace(student.loaded, arch=self.arch))
+        made = save_program(student, context.folder, model.signature)
+        count = sum(p.numel() for p in module.parameters())
+        of = sum(p.numel() for p in teacher.module.parameters())
+        return PassResult(made, True, (f"{count:,} parameters in place of {of:,}",))

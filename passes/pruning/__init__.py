@@ -1,0 +1,1 @@
+"""Structured pruning on the ONNX graph: which channels belong together, which go, and the refit."""

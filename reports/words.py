@@ -1,0 +1,219 @@
+"""The answer in words and figures: kept or not, by what margin, with what certainty."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from optimize.budgets.budget import format_bytes, format_ns
+from optimize.choose import NOISE
+from optimize.report import BudgetReport, VariantReport
+from optimize.reports.view import Interval, View, percentile
+
+State = Literal["good", "bad", "open", "plain"]
+STATUS = {
+    "kept": "kept",
+    "too_slow": "too slow",
+    "too_large": "too large",
+    "inaccurate": "inaccurate",
+    "undecided": "undecided",
+    "failed": "failed",
+    "skipped": "skipped",
+}
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The first thing that a reader sees.
+
+    Attributes:
+        title: the outcome in a word or two.
+        sentence: what it is about, without the name of a variant.
+    """
+
+    state: State
+    title: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One figure beside what it is held against.
+
+    Attributes:
+        used: the share of a budget that is used, above 1 if it is missed; None without a budget.
+        details: further sentences.
+    """
+
+    label: str
+    value: str
+    state: State
+    margin: str
+    details: tuple[str, ...] = ()
+    used: float | None = None
+
+
+def headline(view: View) -> Headline:
+    """The outcome of the run."""
+    report = view.report
+    floor = [f"the floor {report.floor.text}"] if report.floor else []
+    wanted = _join([*(budget.text for budget in report.budgets), *floor])
+    sure = f"at {report.settings.confidence * 100:g}% confidence"
+    if view.chosen is not None and report.exit_code == 0:
+        limits = _join([budget.text for budget in report.budgets])
+        words = [_speed(view.chosen), f"It is within {limits} {sure}{_floor(view, view.chosen)}."]
+        return Headline("good", "Kept", " ".join(filter(None, words)))
+    if report.exit_code == 3:
+        return Headline("open", "Undecided", f"No variant is shown to meet {wanted} {sure}.")
+    if report.exit_code == 130:
+        return Headline("open", "Interrupted", f"The run ended before a verdict on {wanted}.")
+    if report.exit_code == 70:
+        return Headline("bad", "Cut short", f"An error ended the run before a verdict on {wanted}.")
+    return Headline("bad", "None kept", f"No variant meets {wanted}.")
+
+
+def _floor(view: View, variant: VariantReport) -> str:
+    """How the floor was judged: budgets hold with confidence, a floor may hold by estimate."""
+    floor, accuracy = view.report.floor, variant.accuracy
+    if floor is None or accuracy is None:
+        return ""
+    strict = view.report.settings.strict_floor
+    how = "at the interval’s worse end" if strict else "by point estimate"
+    return f"; the floor {floor.text} holds {how} on {accuracy.samples} samples"
+
+
+def facts(view: View) -> list[Fact]:
+    """Every budget, the floor, the speed and the certainty of the variant in focus."""
+    focus = view.focus
+    if focus is None:
+        return []
+    found = [fact for b in view.report.budgets if (fact := _budget(focus, b))]
+    found += [*_accuracy(view, focus), *_speedup(view, focus)]
+    return [*found, *_certainty(view, focus)]
+
+
+def _certainty(view: View, variant: VariantReport) -> Iterator[Fact]:
+    """How sure the verdict is, and on how many calls it rests."""
+    runs = variant.latency
+    if runs is None:
+        return
+    calls = f"{runs.samples} calls in {_count(runs.processes, 'process')}"
+    busy = runs.samples - runs.clean_samples
+    details = [f"{busy} of them while the machine was busy"] if busy else []
+    confidence = view.report.settings.confidence
+    if variant.status == "kept":
+        margin = "that it stays within the budgets"
+        yield Fact("certainty", f"{confidence * 100:g}%", "good", margin, (calls, *details))
+    elif variant.status == "too_slow":
+        # A wrong rejection costs speed, not a promise: docs/decisions/0002-verdict.md.
+        sure = 1 - min(0.05, 5 * (1 - confidence))
+        margin = "that it exceeds the budget"
+        yield Fact("certainty", f"{sure * 100:g}%", "plain", margin, (calls, *details))
+    else:
+        state: State = "open" if variant.status == "undecided" else "plain"
+        yield Fact("evidence", f"{runs.samples} calls", state, calls.partition(" calls ")[2],
+                   tuple(details))  # fmt: skip
+
+
+def _budget(variant: VariantReport, budget: BudgetReport) -> Fact | None:
+    have = measured(variant, budget)
+    if have is None:
+        return None
+    show = format_ns if budget.unit == "ns" else format_bytes
+    used = have.value / budget.limit
+    state = _state(variant, used <= 1, have.high is not None and have.high <= budget.limit)
+    if used <= 1:
+        margin = f"{_percent(1 - used)} of the budget of {show(budget.limit)} is left"
+    else:
+        margin = f"{used:.2f} times the budget of {show(budget.limit)}"
+    ends = () if budget.unit == "bytes" else (interval_words(have),)
+    return Fact(budget.quantity, show(have.value), state, margin, ends, used)
+
+
+def _state(variant: VariantReport, within: bool, shown: bool) -> State:
+    if within:
+        return "good" if shown or variant.status == "kept" else "open"
+    return "open" if variant.status == "undecided" else "bad"
+
+
+def measured(variant: VariantReport, budget: BudgetReport) -> Interval | None:
+    """What a budget is held against, in the budget's unit; None if it was not measured."""
+    if budget.quantity == "size":
+        size = variant.size_bytes
+        return None if size is None else Interval(size, size, size)
+    if variant.latency is None:
+        return None
+    if budget.quantity == "memory":
+        peak = variant.latency.peak_memory_bytes
+        return None if peak is None else Interval(peak, peak, peak)
+    found = percentile(variant.latency, budget.quantity)
+    low, high = (None if end is None else end * 1e6 for end in (found.low, found.high))
+    return Interval(found.value * 1e6, low, high)
+
+
+def interval_words(interval: Interval) -> str:
+    """The bounds of a latency in nanoseconds."""
+    if interval.low is None and interval.high is None:
+        return "too few calls for bounds"
+    if interval.high is None:
+        return f"at least {format_ns(interval.low or 0)}; no upper bound"
+    if interval.low is None:
+        return f"at most {format_ns(interval.high)}"
+    return f"between {format_ns(interval.low)} and {format_ns(interval.high)}"
+
+
+def _accuracy(view: View, variant: VariantReport) -> Iterator[Fact]:
+    accuracy, floor = variant.accuracy, view.floor
+    if accuracy is None:
+        return
+    spread = f"between {accuracy.low:.4f} and {accuracy.high:.4f}, {accuracy.samples} samples"
+    change = f"{accuracy.change:+.4f} against the source’s {accuracy.source_value:.4f}"
+    if floor is None:
+        yield Fact(accuracy.metric, f"{accuracy.value:.4f}", "plain", change, (spread,))
+        return
+    sign = 1 if view.higher_is_better else -1
+    room = sign * (accuracy.value - floor)
+    worse = accuracy.low if view.higher_is_better else accuracy.high
+    firm = sign * (worse - floor) >= 0
+    margin = f"{abs(room):.4f} {'better' if room >= 0 else 'worse'} than the floor {floor:.4f}"
+    how = "" if firm or room < 0 else "the interval reaches beyond the floor"
+    state: State = "good" if room >= 0 else "bad"
+    if variant.status == "undecided" and not firm and view.report.settings.strict_floor:
+        state = "open"
+    details = tuple(filter(None, (spread, change, how)))
+    yield Fact(accuracy.metric, f"{accuracy.value:.4f}", state, margin, details)
+
+
+def _speedup(view: View, variant: VariantReport) -> Iterator[Fact]:
+    if not variant.speedup:
+        return
+    ends = ""
+    if variant.speedup_low and variant.speedup_high:
+        ends = f"between {variant.speedup_low:.2f}x and {variant.speedup_high:.2f}x"
+    state: State = "good" if (variant.speedup_low or 0) > 1 + NOISE else "plain"
+    margin = "as fast as the source, by medians"
+    yield Fact("speed", f"{variant.speedup:.2f}x", state, margin, (ends,) if ends else ())
+
+
+def _speed(variant: VariantReport) -> str:
+    if not variant.speedup:
+        return ""
+    if abs(variant.speedup - 1) <= NOISE:
+        return f"No faster than the source ({variant.speedup:.2f}x is within noise)."
+    return f"{variant.speedup:.2f}x as fast as the source."
+
+
+def _percent(share: float) -> str:
+    """A share that never reads 100% unless it is all."""
+    text = f"{share:.1%}" if share > 0.1 else f"{share * 100:.2g}%"
+    return "over 99.9%" if text == "100.0%" and share < 1 else text
+
+
+def _count(number: int, noun: str) -> str:
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number} {noun if number == 1 else plural}"
+
+
+def _join(words: list[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

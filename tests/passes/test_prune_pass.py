@@ -1,0 +1,254 @@
+"""The prune pass on trained networks, on data that it has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from shipped import FASHION
+
+from optimize.errors import InputError, NotApplicable
+from optimize.models.data import Dataset
+from optimize.models.model import Model
+from optimize.passes.base import PassResult
+from optimize.passes.chain import Chain
+
+if TYPE_CHECKING:
+    from conftest import Digits, GraphMaker
+
+Apply = Callable[..., PassResult]
+Outputs = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def network(digits_onnx: Path) -> Model:
+    return Model.read(digits_onnx)
+
+
+@pytest.fixture(scope="module")
+def calibration(all_digits: Digits) -> Dataset:
+    """Digits that the tests do not look at."""
+    return Dataset("digits", {"image": [x[None] for x in all_digits.image[:160]]}, None, True)
+
+
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """The shipped network, its batch norms nodes of their own."""
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import load_file
+
+    from optimize.models.usercode import load_function
+
+    net = load_function(f"{FASHION / 'arch.py'}:resnet", "--arch")()
+    net.load_state_dict(load_file(FASHION / "resnet.safetensors"))
+    path = tmp_path_factory.mktemp("resnet") / "model.onnx"
+    torch.onnx.export(
+        net.eval(), (torch.zeros((1, 1, 28, 28), dtype=torch.uint8),), str(path),
+        input_names=["image"], output_names=["logits"], dynamo=False, do_constant_folding=False,
+        training=torch.onnx.TrainingMode.PRESERVE, dynamic_axes={"image": {0: "n"}},
+        opset_version=17,
+    )  # fmt: skip
+    return Model.read(path)
+
+
+@pytest.fixture(scope="module")
+def images() -> Dataset:
+    with np.load(FASHION / "data.npz") as stored:
+        pixels, labels = stored["image"], stored["labels"]
+    arrays = [pixel.reshape(1, 1, 28, 28) for pixel in pixels[:600]]
+    return Dataset("images", {"image": arrays}, labels[:600], batch_first=True)
+
+
+def error(got: Any, want: Any) -> float:
+    """Squared error as a share of the variance."""
+    want = want.astype(np.float64)
+    return float(np.square(got - want).sum() / np.square(want - want.mean(0)).sum())
+
+
+def shapes(model: Model) -> dict[str, tuple[int, ...]]:
+    return {t.name: tuple(t.dims) for t in onnx.load(model.path).graph.initializer}
+
+
+def test_ratio_zero_changes_nothing(network: Model, digits_samples: Dataset, apply: Apply) -> None:
+    result = apply("prune{ratio=0}", network, digits_samples)
+    assert not result.changed
+    assert result.model == network
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_the_refit_wins_back_what_pruning_lost(
+    scope: str, network: Model, calibration: Dataset, digits_samples: Dataset,
+    digits_logits: Any, digits: Digits, apply: Apply, outputs: Outputs,
+) -> None:  # fmt: skip
+    text = f"prune{{ratio=0.5,scope={scope},multiple=1"
+    cut = apply(f"{text},refit=false}}", network, calibration)
+    refitted = apply(f"{text}}}", network, calibration)
+    lost = error(outputs(cut.model, digits_samples), digits_logits)
+    left = error(outputs(refitted.model, digits_samples), digits_logits)
+    assert left < 0.5 * lost
+    assert cut.model.size_bytes < 0.75 * network.size_bytes
+    assert refitted.model.signature == network.signature
+    right = np.mean(outputs(refitted.model, digits_samples).argmax(1) == digits.labels)
+    assert right > np.mean(digits_logits.argmax(1) == digits.labels) - 0.05
+
+
+def test_a_residual_network_keeps_its_accuracy(
+    resnet: Model, images: Dataset, apply: Apply, outputs: Outputs
+) -> None:
+    calibration, test = images.take(range(120)), images.take(range(120, 600))
+    result = apply("prune{ratio=0.25,multiple=1}", resnet, calibration)
+    before, after = outputs(resnet, test), outputs(result.model, test)
+    assert test.labels is not None
+    drop = np.mean(before.argmax(1) == test.labels) - np.mean(after.argmax(1) == test.labels)
+    assert drop < 0.03
+    assert error(after, before) < 0.05
+    assert result.model.size_bytes < 0.65 * resnet.size_bytes
+    assert result.model.signature == resnet.signature
+    text = " ".join(result.notes)
+    assert "76 of 304 channels removed" in text
+    assert "it computes the output logits" in text
+    assert "refitted by least squares in place of training" in text
+
+
+def test_convolutions_keep_whole_blocks(resnet: Model, images: Dataset, apply: Apply) -> None:
+    few = images.take(range(20))
+    for isa, block in ((frozenset({"avx512f"}), 16), (frozenset({"avx2"}), 8)):
+        result = apply("prune{ratio=0.4,refit=false}", resnet, few, isa=isa)
+        kernels = [shape for shape in shapes(result.model).values() if len(shape) == 4]
+        assert all(shape[0] % block == 0 for shape in kernels)
+        assert result.changed
+
+
+def test_rounding_that_removes_nothing_is_told(
+    resnet: Model, images: Dataset, apply: Apply
+) -> None:
+    with pytest.raises(NotApplicable, match=r"multiples of 64; use a larger ratio, or multiple=1"):
+        apply("prune{ratio=0.1,multiple=64}", resnet, images.take(range(10)))
+
+
+@pytest.mark.parametrize("importance", ["magnitude", "activation"])
+def test_dead_channels_go_first(
+    importance: str, graph: GraphMaker, rows: Dataset, apply: Apply, outputs: Outputs
+) -> None:
+    model = graph.linear()
+    proto = onnx.load(model.path)
+    for tensor in proto.graph.initializer:
+        array = numpy_helper.to_array(tensor).copy()
+        if tensor.name == "w1":
+            array[:, ::2] = 0
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    onnx.save(proto, model.path)
+    text = f"prune{{ratio=0.5,importance={importance},refit=false}}"
+    result = apply(text, Model.read(model.path), rows)
+    want = np.concatenate(
+        [
+            np.maximum(np.maximum(x @ w1, 0) @ w2, 0)
+            for w1, w2 in [[numpy_helper.to_array(t).astype(np.float64) for t in proto.graph.initializer]]
+            for x in rows.inputs["x"]
+        ]
+    )  # fmt: skip
+    np.testing.assert_allclose(outputs(result.model, rows), want, rtol=1e-4, atol=1e-5)
+    assert sorted(shapes(result.model).values()) == [(32, 64), (64, 32)]
+
+
+def test_channels_that_others_stand_in_for_cost_nothing(
+    graph: GraphMaker, rows: Dataset, apply: Apply, outputs: Outputs
+) -> None:
+    """Every hidden unit has a twin of twice its size: the refit makes up for a half exactly."""
+    model = graph.linear()
+    proto = onnx.load(model.path)
+    for tensor in proto.graph.initializer:
+        array = numpy_helper.to_array(tensor).copy()
+        if tensor.name == "w1":
+            array[:, 32:] = 2 * array[:, :32]
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    onnx.save(proto, model.path)
+    source = Model.read(model.path)
+    many = [np.random.default_rng(i).standard_normal((40, 64), np.float32) for i in range(20)]
+    result = apply("prune{ratio=0.5}", source, Dataset("many", {"x": many}))
+    assert error(outputs(result.model, rows), outputs(source, rows)) < 1e-4
+    # The second has a bias now, which the refit may set.
+    assert sorted(shapes(result.model).values()) == [(32, 64), (64,), (64, 32)]
+
+
+@pytest.mark.parametrize(
+    ("text", "share"), [("kind=mask,ratio=0.5", 0.5), ("kind=mask,ratio=0.3,scope=global", 0.3)]
+)
+def test_masks_keep_shapes(
+    text: str, share: float, network: Model, digits_samples: Dataset, apply: Apply
+) -> None:
+    result = apply(f"prune{{{text}}}", network, digits_samples, calibration=None)
+    before, after = onnx.load(network.path), onnx.load(result.model.path)
+    old = {t.name: numpy_helper.to_array(t) for t in before.graph.initializer}
+    new = {t.name: numpy_helper.to_array(t) for t in after.graph.initializer}
+    heavy = [name for name, array in old.items() if array.ndim >= 2]
+    assert all(new[name].shape == old[name].shape for name in heavy)
+    zeros = sum(int((new[name] == 0).sum()) for name in heavy)
+    assert zeros / sum(old[name].size for name in heavy) == pytest.approx(share, abs=0.01)
+    for name in heavy:  # what stays is untouched, what goes is smaller
+        stays = new[name] != 0
+        np.testing.assert_array_equal(new[name][stays], old[name][stays])
+    assert "not faster here" in " ".join(result.notes)
+
+
+def test_two_of_four(graph: GraphMaker, rows: Dataset, apply: Apply) -> None:
+    result = apply("prune{kind=2:4}", graph.linear(), rows, calibration=None)
+    for tensor in onnx.load(result.model.path).graph.initializer:
+        fours = numpy_helper.to_array(tensor).T.reshape(64, -1, 4)
+        assert ((fours != 0).sum(-1) == 2).all()
+
+
+def test_a_quantized_model_is_refused(
+    network: Model, digits_samples: Dataset, apply: Apply
+) -> None:
+    done = apply("int8{mode=static}", network, digits_samples).model
+    with pytest.raises(NotApplicable, match="already quantized; put prune before int8"):
+        apply("prune", done, digits_samples)
+
+
+def test_nothing_prunable_has_its_reasons(graph: GraphMaker, rows: Dataset, apply: Apply) -> None:
+    from onnx import helper
+
+    model = graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], name="only")],
+        {"x": ("float32", ("n", 64))}, {"y": ("float32", ("n", 8))},
+        {"w": np.ones((64, 8), np.float32)},
+    )  # fmt: skip
+    with pytest.raises(NotApplicable, match="no channels can go; not touched, as it computes the "
+                                            "output y: only"):  # fmt: skip
+        apply("prune", model, rows)
+
+
+def test_data_is_needed_unless_magnitudes_decide_alone(
+    network: Model, digits_samples: Dataset, apply: Apply
+) -> None:
+    with pytest.raises(NotApplicable, match="--data or --calibration"):
+        apply("prune", network, digits_samples, calibration=None)
+    text = "prune{ratio=0.5,importance=magnitude,refit=false,multiple=4}"
+    assert apply(text, network, digits_samples, calibration=None).changed
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("ratio=1", "ratio=1 is not between"), ("ratio=-0.1", "not between"),
+     ("multiple=-1", "multiple=-1 is negative"), ("kind=2:4,ratio=0.3", "half of the weights"),
+     ("kind=mask,importance=activation", "takes ratio and scope only"), ("scope=tensor", "scope")],
+)  # fmt: skip
+def test_options_out_of_range(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Chain.parse(f"prune{{{text}}}")
+
+
+def test_pruned_then_quantized(
+    network: Model, calibration: Dataset, digits_samples: Dataset, digits_logits: Any,
+    apply: Apply, outputs: Outputs,
+) -> None:  # fmt: skip
+    text = "prune{ratio=0.25,multiple=4},fold,fuse,int8{mode=static}"
+    result = apply(text, network, calibration)
+    assert result.model.quantized
+    assert np.mean(outputs(result.model, digits_samples).argmax(1) == digits_logits.argmax(1)) > 0.9
