@@ -21,9 +21,7 @@ OPENVINO = "bf16@openvino"
 
 
 @pytest.fixture(scope="module")
-def result(
-    digits_onnx: Path, digits: Digits, tmp_path_factory: pytest.TempPathFactory
-) -> Any:
+def result(digits_onnx: Path, digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("strategies")
     np.savez(folder / "val.npz", image=digits.image[:120], labels=digits.labels[:120])
     np.savez(folder / "cal.npz", image=digits.image[200:240])
