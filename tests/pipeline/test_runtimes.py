@@ -142,6 +142,27 @@ def test_a_served_variant_computes_what_torch_computes(
     assert variant.model.format in find_runtime(variant.chain.runtime).formats
 
 
+@pytest.mark.parametrize("engine", ["nncf", "neural-compressor"])
+def test_other_engines_convolutions_run_in_onnxruntimes_integer_kernels(
+    builder: Builder, tmp_path: Path, engine: str
+) -> None:
+    import onnx
+    import onnxruntime
+
+    text = f"int8{{mode=static,engine={engine}}}"
+    needs(text)
+    model = builder.build(Chain.parse(text)).model
+    assert model is not None
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "loaded.onnx")
+    for key, value in model.config:
+        options.add_session_config_entry(key, value)
+    onnxruntime.InferenceSession(str(model.path), options, providers=["CPUExecutionProvider"])
+    ran = [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
+    assert ran.count("QLinearConv") == 2
+    assert not {"Conv", "FusedConv"} & set(ran), ran
+
+
 def test_export_and_compile_happen_in_between(
     builder: Builder, sources: Sources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
