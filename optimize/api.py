@@ -17,6 +17,7 @@ from optimize.request import (
     DEFAULT_TIME_LIMIT_S,
     Request,
     parse_chains,
+    parse_cpus,
     parse_input,
     parse_runtimes,
 )
@@ -34,6 +35,7 @@ def optimize(
     runtime: str = DEFAULT_RUNTIME,
     objective: Objective = "latency",
     threads: int | None = None,
+    cpus: str | None = None,
     batch: int | None = None,
     confidence: float = 0.99,
     time_limit_s: float | None = DEFAULT_TIME_LIMIT_S,
@@ -72,6 +74,7 @@ def optimize(
         runtimes=parse_runtimes(runtime),
         objective=objective,
         threads=threads,
+        cpus=parse_cpus(cpus) if cpus else None,
         batch=batch,
         confidence=confidence,
         time_limit_s=time_limit_s,

@@ -59,6 +59,10 @@ Threads = Annotated[
     int | None,
     typer.Option("--threads", help="Threads of the runtime.  [default: the cores granted]"),
 ]
+Cpus = Annotated[
+    str | None,
+    typer.Option("--cpus", help="Cores for the model, e.g. 0,2-3.  [default: those granted]"),
+]
 Batch = Annotated[
     int | None, typer.Option("--batch", help="Samples a call.  [default: the model's own, or 1]")
 ]
@@ -162,6 +166,7 @@ def run_command(
     runtime: RuntimeNames = "onnxruntime",
     objective: ObjectiveName = "latency",
     threads: Threads = None,
+    cpus: Cpus = None,
     batch: Batch = None,
     confidence: Confidence = 0.99,
     time_limit: TimeLimit = "10m",
@@ -193,6 +198,7 @@ def compare_command(
     runtime: RuntimeNames = "onnxruntime",
     objective: ObjectiveName = "latency",
     threads: Threads = None,
+    cpus: Cpus = None,
     batch: Batch = None,
     confidence: Confidence = 0.99,
     time_limit: TimeLimit = "30m",
@@ -223,6 +229,7 @@ def profile_command(
     data: Data = None,
     metric: MetricName = None,
     threads: Threads = None,
+    cpus: Cpus = None,
     batch: Batch = None,
     confidence: Confidence = 0.99,
     time_limit: TimeLimit = "10m",
@@ -350,13 +357,21 @@ def main() -> None:
 
 def _optimize(given: dict[str, Any], **fixed: Any) -> None:
     """Turn a command's arguments, by name, into a request; run it, print, exit."""
-    from optimize.request import Request, parse_chains, parse_duration, parse_input, parse_runtimes
+    from optimize.request import (
+        Request,
+        parse_chains,
+        parse_cpus,
+        parse_duration,
+        parse_input,
+        parse_runtimes,
+    )
 
     json, quiet, verbose = (given.pop(name) for name in ("json", "quiet", "verbose"))
     read: dict[str, Callable[[Any], Any]] = {
         "model": Path,
         "chain": lambda texts: parse_chains(texts or ()),
         "runtime": parse_runtimes,
+        "cpus": lambda text: parse_cpus(text) if text else None,
         "time_limit": parse_duration,
         "input": lambda texts: tuple(map(parse_input, texts or ())),
         "budget": _budgets,

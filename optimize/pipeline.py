@@ -50,6 +50,7 @@ from optimize.screen import Screening
 from optimize.serve import SCRIPT, script
 from optimize.targets.base import Device, Settings, Target
 from optimize.targets.local import LocalTarget
+from optimize.worker import granted_cpus
 
 CHECK_SAMPLES = 4
 # Shares of the time limit: building ends in time to measure, measuring in time to confirm.
@@ -123,7 +124,10 @@ def run(request: Request, observer: Observer | None = None, target: Target | Non
     if request.folder is not None:
         output.check_writable(request.folder)
     device = target.device()
-    settings = Settings(threads=request.threads or device.granted_cores)
+    settings = Settings(
+        threads=request.threads or min(device.granted_cores, len(request.cpus or ()) or 10**6),
+        cpus=request.cpus or tuple(granted_cpus()),
+    )
     folder = Path(tempfile.mkdtemp(prefix="optimize-"))
     state = _Run(request, target, device, settings, folder, time.monotonic())
     try:
@@ -366,6 +370,7 @@ def _report(state: _Run, error: BaseException | None) -> Report:
             confidence=request.confidence,
             provider=state.settings.provider,
             threads=state.settings.threads,
+            cpus=state.settings.cpus,
             seed=request.seed,
             time_limit_s=request.time_limit_s,
             strict_floor=request.strict_floor,

@@ -67,11 +67,16 @@ def device() -> dict[str, Any]:
     }
 
 
+def granted_cpus() -> list[int]:
+    """Numbers of the cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
 def granted_cores() -> int:
     """Cores that affinity and the cgroup's quota let this process use; at least 1."""
-    cores = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
+    cores = len(granted_cpus())
     quota = _cgroup_quota()
     return max(1, min(cores, math.ceil(quota)) if quota else cores)
 
