@@ -48,7 +48,7 @@ def clear_command(cache: Folder = None) -> None:
 
     with _open(cache) as store:
         cleared = store.clear()
-    kept = f"; {_entries(cleared.in_use)} in use by a run stay" if cleared.in_use else ""
+    kept = f"; {cleared.in_use} in use by a run left" if cleared.in_use else ""
     typer.echo(f"removed {_entries(cleared.entries)}, {format_bytes(cleared.size_bytes)}{kept}")
 
 

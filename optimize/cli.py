@@ -103,6 +103,11 @@ RuntimeNames = Annotated[
     typer.Option("--runtime", help="onnxruntime, openvino, inductor, several with commas, or all."),
 ]
 ObjectiveName = Annotated[str, typer.Option("--objective", help="latency, accuracy or size.")]
+Cache = Annotated[
+    str | None,
+    typer.Option("--cache", help="Folder kept between runs.  [default: ~/.cache/optimize]"),
+]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep nothing, and use nothing kept.")]
 Out = Annotated[
     str | None,
     typer.Option("--out", help="Result folder.  [default: MODEL.optimized; profile: none]"),
@@ -179,6 +184,8 @@ def run_command(
     input: Inputs = None,
     arch: Arch = None,
     trust_pickle: TrustPickle = False,
+    cache: Cache = None,
+    no_cache: NoCache = False,
     out: Out = None,
     seed: Seed = 0,
     json: Json = False,
@@ -211,6 +218,8 @@ def compare_command(
     input: Inputs = None,
     arch: Arch = None,
     trust_pickle: TrustPickle = False,
+    cache: Cache = None,
+    no_cache: NoCache = False,
     out: Out = None,
     seed: Seed = 0,
     json: Json = False,
@@ -361,6 +370,7 @@ def _optimize(given: dict[str, Any], **fixed: Any) -> None:
     """Turn a command's arguments, by name, into a request; run it, print, exit."""
     from optimize.request import (
         Request,
+        cache_folder,
         parse_chains,
         parse_cpus,
         parse_duration,
@@ -369,6 +379,8 @@ def _optimize(given: dict[str, Any], **fixed: Any) -> None:
     )
 
     json, quiet, verbose = (given.pop(name) for name in ("json", "quiet", "verbose"))
+    if "no_cache" in given:
+        given["cache"] = cache_folder(given["cache"], given.pop("no_cache"))
     read: dict[str, Callable[[Any], Any]] = {
         "model": Path,
         "chain": lambda texts: parse_chains(texts or ()),

@@ -53,6 +53,7 @@ class Request:
         as_is: whether models are judged as they are, without passes.
         rivals: further models to judge beside ``model``, with ``as_is``.
         labels: names for ``model`` and ``rivals``; empty for their files' names.
+        cache: the folder that results of passes are kept in between runs; None for none.
         reference_only: whether ``model`` is timed for comparison and cannot be chosen.
     """
 
@@ -84,6 +85,7 @@ class Request:
     rivals: tuple[Path, ...] = ()
     labels: tuple[str, ...] = ()
     reference_only: bool = False
+    cache: Path | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without loading anything.
@@ -177,6 +179,15 @@ def parse_duration(text: str) -> float | None:
             f"--time-limit {text!r} is no duration; write for example 90s, 10m or none"
         )
     return float(match.group(1)) * _SECONDS[match.group(2)]
+
+
+def cache_folder(given: str | None, none: bool) -> Path | None:
+    """Where results of passes are kept: the folder given, the platform's, or nowhere."""
+    from optimize.store import default_folder
+
+    if none:
+        return None
+    return Path(given) if given else default_folder()
 
 
 def parse_cpus(text: str) -> tuple[int, ...]:

@@ -4,7 +4,7 @@
 and ``locks/`` (one file for each key that is being built). An entry appears by one rename, so it is
 there whole or not at all. Nothing is synced to the disk: every file is compared with its digest
 when it is read, so a write that a power cut lost is a damaged entry, which is built again. See
-docs/decisions/0005-cache.md.
+docs/decisions/0008-cache.md.
 """
 
 from __future__ import annotations
@@ -361,8 +361,9 @@ class Store:
             shutil.rmtree(path)
 
     def _tidy(self) -> None:
-        """Remove the working folders and lock files of processes that are dead."""
-        for path in [*_listed(self._work), *_listed(self._locks)]:
+        """Remove what dead processes left: working folders, lock files, halves of entries."""
+        half_gone = [p for p in _listed(self._entries) if not (p / INDEX).exists()]
+        for path in [*half_gone, *_listed(self._work), *_listed(self._locks)]:
             with contextlib.suppress(OSError):
                 descriptor = lock(path)
                 if descriptor is not None:

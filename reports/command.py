@@ -24,6 +24,7 @@ _SPECIAL = (
     "inputs",
     "everything",
     "cpus",
+    "cache",
     "runtimes",
 )
 _NAMES = {"chains": "chain", "time_limit_s": "time-limit"}

@@ -10,16 +10,18 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from store.conftest import MakeFolder, contents
 
 from optimize.entries import key_of
 from optimize.store import Store
-from store.conftest import MakeFolder, contents
 
 KEY = key_of({"chain": "fold,fuse"})
 MODEL = {"model.onnx": b"graph" * 100, "sub/weights.data": os.urandom(5000), "empty": b""}
 
 
-def test_a_folder_is_found_by_this_and_by_later_processes(store: Store, make_folder: MakeFolder) -> None:
+def test_a_folder_is_found_by_this_and_by_later_processes(
+    store: Store, make_folder: MakeFolder
+) -> None:
     made = make_folder(MODEL)
     assert store.get(KEY) is None
     put = store.put(KEY, made, {"what": "fold,fuse", "notes": ["a", {"b": 1.5}]})
@@ -32,7 +34,9 @@ def test_a_folder_is_found_by_this_and_by_later_processes(store: Store, make_fol
         assert found.size_bytes == sum(map(len, MODEL.values()))
 
 
-def test_files_called_like_the_stores_own_are_kept_apart(store: Store, make_folder: MakeFolder) -> None:
+def test_files_called_like_the_stores_own_are_kept_apart(
+    store: Store, make_folder: MakeFolder
+) -> None:
     mine = {"entry.json": b"mine", "document": b"mine too", "files/x": b""}
     entry = store.put(KEY, make_folder(mine))
     assert entry is not None
@@ -41,7 +45,9 @@ def test_files_called_like_the_stores_own_are_kept_apart(store: Store, make_fold
 
 
 @given(st.binary(max_size=2000), st.dictionaries(st.text(), st.integers() | st.text(), max_size=4))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None
+)
 def test_documents_come_back(store: Store, content: bytes, meta: dict[str, object]) -> None:
     key = key_of({"n": len(content), "content": content.hex(), "meta": meta})
     assert store.put(key, content, meta) is not None
@@ -76,7 +82,9 @@ def entry_files(store: Store) -> list[Path]:
 
 
 @given(st.data())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None
+)
 def test_a_changed_byte_anywhere_is_noticed_and_the_entry_built_again(
     tmp_path_factory: pytest.TempPathFactory, make_folder: MakeFolder, data: st.DataObject
 ) -> None:
@@ -104,8 +112,12 @@ def test_a_changed_byte_anywhere_is_noticed_and_the_entry_built_again(
 
 
 @pytest.mark.parametrize("name", ["files/model.onnx", "entry.json"])
-@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b""), lambda path: os.truncate(path, 7)])
-def test_missing_and_cut_files_are_noticed(store: Store, said: list[str], make_folder: MakeFolder, name: str, damage: object) -> None:
+@pytest.mark.parametrize(
+    "damage", [Path.unlink, lambda path: path.write_bytes(b""), lambda path: os.truncate(path, 7)]
+)
+def test_missing_and_cut_files_are_noticed(
+    store: Store, said: list[str], make_folder: MakeFolder, name: str, damage: object
+) -> None:
     store.put(KEY, make_folder(MODEL))
     damage(store.folder / "v1" / "entries" / KEY / name)  # type: ignore[operator]
     assert store.get(KEY) is None

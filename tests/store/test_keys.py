@@ -15,8 +15,16 @@ from optimize.entries import key_of
 from optimize.errors import InputError
 from optimize.store import Store, default_folder
 
-leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
-values = st.recursive(leaves, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8)
+leaves = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text()
+)
+values = st.recursive(
+    leaves, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8
+)
 parts = st.dictionaries(st.text(), values, max_size=6)
 
 
@@ -40,7 +48,10 @@ def _ordered(value: Any) -> Any:
 
 def test_the_key_is_the_digest_of_canonical_json() -> None:
     # sha256sum of {"a":[1,2],"b":"x"}
-    assert key_of({"b": "x", "a": (1, 2)}) == "d0f56dda38d34376527524ddd98f7ec117d5cbfb240f86e11bfb9d2d01a717d9"
+    assert (
+        key_of({"b": "x", "a": (1, 2)})
+        == "d0f56dda38d34376527524ddd98f7ec117d5cbfb240f86e11bfb9d2d01a717d9"
+    )
 
 
 def test_another_process_finds_the_same_key() -> None:

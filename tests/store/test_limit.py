@@ -115,7 +115,9 @@ def test_an_entry_above_the_limit_is_refused_and_evicts_nothing(tmp_path: Path) 
         store.release(KEYS[0])
         assert store.put(KEYS[1], b"x" * 101) is None
         assert store.document(KEYS[0]) == b"x" * 60
-    assert said == ["cache not written: 101 B do not fit beside what is in use below the limit of 100 B"]
+    assert said == [
+        "cache not written: 101 B do not fit beside what is in use below the limit of 100 B"
+    ]
 
 
 def test_what_a_run_uses_is_not_evicted_by_another(tmp_path: Path) -> None:
@@ -138,4 +140,6 @@ def test_unreadable_entries_make_room_first(tmp_path: Path, unreadable: bytes) -
         store.close()
         (tmp_path / "v1" / "entries" / KEYS[1] / "entry.json").write_bytes(unreadable)
         store.put(KEYS[2], b"x" * 40)
-        assert sorted(p.name for p in (tmp_path / "v1" / "entries").iterdir()) == sorted([KEYS[0], KEYS[2]])
+        assert sorted(p.name for p in (tmp_path / "v1" / "entries").iterdir()) == sorted(
+            [KEYS[0], KEYS[2]]
+        )
