@@ -13,7 +13,7 @@ from optimize.errors import InputError, NotApplicable
 from optimize.models.model import Model
 from optimize.passes.base import Context, Pass, PassResult
 from optimize.passes.files import load_proto, save_proto
-from optimize.passes.graph import attribute
+from optimize.passes.graph import attribute, uses
 
 Array = NDArray[np.float32]
 # Functions with f(s x) = s f(x) for s > 0, channel by channel, which a scale may cross.
@@ -146,16 +146,14 @@ def _along(factor: Array, axis: int, rank: int) -> Array:
 
 def _pairs(proto: Any) -> Iterator[_Pair]:
     """Layers whose output goes, through homogeneous functions only, to one other layer."""
-    readers: dict[str, list[Any]] = {}
-    for node in proto.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
+    reads = uses(proto)
+    readers = {name: node for node in proto.graph.node for name in node.input}
     outputs = {value.name for value in proto.graph.output}
     layers = _layers(proto)
     for first in layers.values():
         name = first.node.output[0]
-        while name not in outputs and len(readers.get(name, ())) == 1:
-            node = readers[name][0]
+        while name not in outputs and reads[name] == 1 and name in readers:
+            node = readers[name]
             second = layers.get(node.output[0])
             if second is not None and node.input[0] == name:
                 if first.output_ranges().shape == second.input_ranges().shape:
@@ -167,19 +165,16 @@ def _pairs(proto: Any) -> Iterator[_Pair]:
 
 
 def _layers(proto: Any) -> dict[str, _Weights]:
-    """Convolutions and Gemms with weights of their own, by the name of their output."""
+    """Convolutions and Gemms with float32 weights of their own, by the name of their output."""
     from onnx import numpy_helper
 
-    tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
-    uses: dict[str, int] = {}
-    for node in proto.graph.node:
-        for name in node.input:
-            uses[name] = uses.get(name, 0) + 1
+    tensors = _float_tensors(proto)
+    reads = uses(proto)
     found = {}
     for node in proto.graph.node:
         names = list(node.input[1:3])
-        own = all(name in tensors and uses[name] == 1 for name in names if name)
-        if node.op_type not in ("Conv", "Gemm") or not names or not own:
+        own = all(name in tensors and reads[name] == 1 for name in names if name)
+        if node.op_type not in ("Conv", "Gemm") or not own or attribute(node, "transA", 0):
             continue
         group = attribute(node, "group", 1)
         value = numpy_helper.to_array(tensors[names[0]])
@@ -191,6 +186,16 @@ def _layers(proto: Any) -> dict[str, _Weights]:
     return found
 
 
+def _float_tensors(proto: Any) -> dict[str, Any]:
+    from onnx import TensorProto
+
+    return {
+        tensor.name: tensor
+        for tensor in proto.graph.initializer
+        if tensor.data_type == TensorProto.FLOAT
+    }
+
+
 def fold_batch_norms(proto: Any) -> int:
     """Fold batch norms into the convolutions before them, in place.
 
@@ -199,12 +204,9 @@ def fold_batch_norms(proto: Any) -> int:
     """
     from onnx import numpy_helper
 
-    tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
+    tensors = _float_tensors(proto)
     makers = {name: node for node in proto.graph.node for name in node.output}
-    readers: dict[str, int] = {}
-    for node in proto.graph.node:
-        for name in node.input:
-            readers[name] = readers.get(name, 0) + 1
+    readers = uses(proto)
     outputs = {value.name for value in proto.graph.output}
     folded = []
     for norm in proto.graph.node:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from optimize.models.model import graphs
 
 Array = NDArray[np.float32]
 
@@ -56,10 +59,7 @@ def products(proto: Any) -> list[Products]:
     from onnx import TensorProto
 
     weights = {tensor.name: tensor for tensor in proto.graph.initializer}
-    uses: dict[str, int] = {}
-    for node in proto.graph.node:
-        for name in node.input:
-            uses[name] = uses.get(name, 0) + 1
+    reads = uses(proto)
     found: dict[str, list[Any]] = {}
     for node in proto.graph.node:
         if node.op_type not in ("MatMul", "Gemm") or node.input[0] in weights:
@@ -67,12 +67,19 @@ def products(proto: Any) -> list[Products]:
         tensor = weights.get(node.input[1])
         if tensor is None or len(tensor.dims) != 2 or tensor.data_type != TensorProto.FLOAT:
             continue
-        if uses[tensor.name] == 1 and not attribute(node, "transA", 0):
+        if reads[tensor.name] == 1 and not attribute(node, "transA", 0):
             found.setdefault(node.input[0], []).append(node)
     return [
         Products(name, tuple(nodes), tuple(weights[node.input[1]] for node in nodes))
         for name, nodes in found.items()
     ]
+
+
+def uses(proto: Any) -> Counter[str]:
+    """How often each tensor is read, by nodes of subgraphs, too."""
+    return Counter(
+        name for graph in graphs(proto.graph) for node in graph.node for name in node.input
+    )
 
 
 def attribute(node: Any, name: str, default: int) -> int:

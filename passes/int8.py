@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -16,7 +16,9 @@ from optimize.models.runtimes import Format
 from optimize.passes.base import Context, Pass, PassResult
 from optimize.passes.files import load_proto, needs_side_file, save_proto, silent
 from optimize.passes.quantizers import static
+from optimize.passes.quantizers.layers import REQUANTIZER
 from optimize.passes.quantizers.ranges import Method, suitable
+from optimize.passes.session import left_out
 
 Mode = Literal["dynamic", "static", "weights"]
 Engine = Literal["onnxruntime", "neural-compressor", "nncf"]
@@ -126,7 +128,10 @@ class Int8(Pass):
         if not result.quantized:
             kinds = ", ".join(types)
             raise NotApplicable(f"none of the model's {kinds} could be quantized{_hint(model)}")
-        return PassResult(result, True, (_coverage(model, result, types), *notes))
+        notes = (_coverage(model, result, types), *notes)
+        if self.keep and self.mode == "static":
+            result = left_out(replace(result, config=model.config), REQUANTIZER)
+        return PassResult(result, True, notes)
 
     def _calibration(self, context: Context) -> Dataset:
         if context.calibration is None:

@@ -9,7 +9,7 @@ from optimize.errors import InputError, NotApplicable
 from optimize.models.model import Model
 from optimize.passes.base import Context, Pass, PassResult
 
-_WITHOUT = "optimization.disable_specified_optimizers"
+WITHOUT = "optimization.disable_specified_optimizers"
 _LEVEL = "graph_optimization_level"
 
 
@@ -41,14 +41,18 @@ class Session(Pass):
 
     def apply(self, model: Model, context: Context) -> PassResult:
         """Set the options; the check of the outputs shows that onnxruntime takes them."""
-        options: dict[str, str] = {}
+        changed = model
         if self.level != "ALL":
-            options[_LEVEL] = self.level
+            changed = changed.configured({_LEVEL: self.level})
         if self.without != "none":
-            known = dict(model.config).get(_WITHOUT, "")
-            names = dict.fromkeys([*filter(None, known.split(";")), *self.without.split("+")])
-            options[_WITHOUT] = ";".join(names)
-        if not options:
+            changed = left_out(changed, *self.without.split("+"))
+        if self == Session():
             raise NotApplicable("session without options changes nothing")
-        changed = model.configured(options)
         return PassResult(changed, changed != model)
+
+
+def left_out(model: Model, *optimizers: str) -> Model:
+    """The same model, to be loaded without these of onnxruntime's optimizers, too."""
+    known = dict(model.config).get(WITHOUT, "")
+    names = dict.fromkeys([*filter(None, known.split(";")), *optimizers])
+    return model.configured({WITHOUT: ";".join(names)})

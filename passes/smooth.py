@@ -15,7 +15,7 @@ from optimize.models.model import Model
 from optimize.models.run import feed
 from optimize.passes.base import Context, Pass, PassResult
 from optimize.passes.files import load_proto, save_proto
-from optimize.passes.graph import Products, attribute, insert_after, products
+from optimize.passes.graph import Products, attribute, insert_after, products, uses
 
 Array = NDArray[np.float32]
 _ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -188,17 +188,16 @@ def _apply_scale(proto: Any, group: Products, scale: Array) -> None:
 def _fold_into_norm(proto: Any, group: Products, scale: Array) -> bool:
     from onnx import numpy_helper
 
-    users = [n for n in proto.graph.node if group.input in n.input]
+    reads = uses(proto)
     outputs = {value.name for value in proto.graph.output}
     maker = next((n for n in proto.graph.node if group.input in n.output), None)
     if maker is None or maker.op_type != "LayerNormalization" or group.input in outputs:
         return False
-    if len(users) != len(group.nodes) or attribute(maker, "axis", -1) != -1:
+    if reads[group.input] != len(group.nodes) or attribute(maker, "axis", -1) != -1:
         return False
     weights = {tensor.name: tensor for tensor in proto.graph.initializer}
     parts = [name for name in maker.input[1:] if name]
-    shared = any(n is not maker and set(parts) & set(n.input) for n in proto.graph.node)
-    if shared or not all(name in weights for name in parts):
+    if not all(name in weights and reads[name] == 1 for name in parts):
         return False
     for name in parts:
         value = numpy_helper.to_array(weights[name]) / scale

@@ -15,6 +15,7 @@ import numpy as np
 
 from optimize.models.data import Dataset
 from optimize.models.run import feed
+from optimize.passes.quantizers.static import MATMUL
 
 # What only moves numbers costs no accuracy.
 _MOVES = frozenset(
@@ -25,6 +26,9 @@ _MOVES = frozenset(
 )
 _MOST_LAYERS = 96
 _CHECKED = 8
+# onnxruntime's optimizer that quantizes float weights between quantized tensors: a layer that was
+# put back to float would be quantized again while it is loaded.
+REQUANTIZER = "WeightBiasQuantization"
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,8 @@ def restore(quantized: Any, reference: Any, nodes: Sequence[str]) -> Any:
         nodes: names of the layers.
 
     Returns:
-        A copy of ``quantized`` in which these nodes read the original tensors.
+        A copy of ``quantized`` in which these nodes read their float weights, and the float
+        activations where the node that makes them still does.
     """
     import onnx
 
@@ -110,13 +115,15 @@ def restore(quantized: Any, reference: Any, nodes: Sequence[str]) -> Any:
     result.CopyFrom(quantized)
     originals = {node.name: node for node in reference.graph.node}
     weights = {tensor.name: tensor for tensor in reference.graph.initializer}
+    makers, first_makers = _makers(result), _makers(reference)
     added: set[str] = set()
     for node in result.graph.node:
         if node.name not in nodes:
             continue
         for index, name in enumerate(originals[node.name].input):
             if name not in weights:
-                node.input[index] = name
+                if _still_float(makers.get(name), first_makers.get(name), makers):
+                    node.input[index] = name
                 continue
             # A dequantized bias goes by the name of the original one.
             node.input[index] = f"{name}_float"
@@ -126,6 +133,26 @@ def restore(quantized: Any, reference: Any, nodes: Sequence[str]) -> Any:
                 tensor.CopyFrom(weights[name])
                 tensor.name = f"{name}_float"
     return _pruned(result)
+
+
+def _makers(proto: Any) -> dict[str, Any]:
+    return {name: node for node in proto.graph.node for name in node.output}
+
+
+def _still_float(maker: Any, original: Any, makers: Mapping[str, Any]) -> bool:
+    """Whether a tensor is what it was, and can be read in float at no other layer's cost.
+
+    A ReLU before a quantized tensor is gone, since the range clips what it would; and a
+    convolution or pooling whose result is read in float has no integer kernel. Products have.
+    """
+    if maker is None or original is None:
+        return maker is original  # an input of the model
+    if maker.op_type != original.op_type:
+        return False
+    quantized = any(
+        name in makers and makers[name].op_type == "DequantizeLinear" for name in maker.input
+    )
+    return maker.op_type in MATMUL or not quantized
 
 
 def _pruned(proto: Any) -> Any:
@@ -191,5 +218,6 @@ def _outputs(model: str | bytes, samples: Dataset) -> list[list[Any]]:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    options.add_session_config_entry("optimization.disable_specified_optimizers", REQUANTIZER)
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     return [session.run(None, feed(samples.sample(i))) for i in range(len(samples))]

@@ -52,6 +52,8 @@ def quantize(model: Model, calibration: Dataset, context: Context) -> PassResult
                 sample = calibration.sample(index)
                 prepared(*(torch.from_numpy(sample[name]) for name in example.names))
             converted = inc.convert(prepared)
+            for part in converted.modules():
+                part.training = False  # its eval() is not offered; exporters warn otherwise
         except Exception as error:
             raise NotApplicable(
                 f"neural-compressor cannot quantize this module: {first_cause(error, 200)}"
