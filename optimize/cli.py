@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from optimize import __version__
+from optimize.cache_command import cache_app
 from optimize.errors import InputError, OptimizeError, first_cause
 
 if TYPE_CHECKING:
@@ -59,6 +60,10 @@ Threads = Annotated[
     int | None,
     typer.Option("--threads", help="Threads of the runtime.  [default: the cores granted]"),
 ]
+Cpus = Annotated[
+    str | None,
+    typer.Option("--cpus", help="Cores for the model, e.g. 0,2-3.  [default: those granted]"),
+]
 Batch = Annotated[
     int | None, typer.Option("--batch", help="Samples a call.  [default: the model's own, or 1]")
 ]
@@ -98,6 +103,11 @@ RuntimeNames = Annotated[
     typer.Option("--runtime", help="onnxruntime, openvino, inductor, several with commas, or all."),
 ]
 ObjectiveName = Annotated[str, typer.Option("--objective", help="latency, accuracy or size.")]
+Cache = Annotated[
+    str | None,
+    typer.Option("--cache", help="Folder kept between runs.  [default: ~/.cache/optimize]"),
+]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep nothing, and use nothing kept.")]
 Out = Annotated[
     str | None,
     typer.Option("--out", help="Result folder.  [default: MODEL.optimized; profile: none]"),
@@ -118,6 +128,7 @@ class _DefaultCommand(TyperGroup):
 
 
 app = typer.Typer(cls=_DefaultCommand, add_completion=False, rich_markup_mode=None)
+app.add_typer(cache_app, name="cache")
 
 
 def _version(wanted: bool) -> None:
@@ -139,7 +150,7 @@ def _root(
     epilog=(
         "Exit codes: 0 a variant was kept, 1 none meets the budget and floor, 2 unusable input, "
         "3 none kept but some undecided, 70 internal error, 130 interrupted. "
-        "Other commands: compare, profile, verify, report, doctor, passes; each has --help. "
+        "Other commands: compare, profile, verify, report, doctor, passes, cache; each has --help. "
         "A file of such a name is reached as ./NAME."
     ),
 )
@@ -162,6 +173,7 @@ def run_command(
     runtime: RuntimeNames = "onnxruntime",
     objective: ObjectiveName = "latency",
     threads: Threads = None,
+    cpus: Cpus = None,
     batch: Batch = None,
     confidence: Confidence = 0.99,
     time_limit: TimeLimit = "10m",
@@ -172,6 +184,8 @@ def run_command(
     input: Inputs = None,
     arch: Arch = None,
     trust_pickle: TrustPickle = False,
+    cache: Cache = None,
+    no_cache: NoCache = False,
     out: Out = None,
     seed: Seed = 0,
     json: Json = False,
@@ -193,6 +207,7 @@ def compare_command(
     runtime: RuntimeNames = "onnxruntime",
     objective: ObjectiveName = "latency",
     threads: Threads = None,
+    cpus: Cpus = None,
     batch: Batch = None,
     confidence: Confidence = 0.99,
     time_limit: TimeLimit = "30m",
@@ -203,6 +218,8 @@ def compare_command(
     input: Inputs = None,
     arch: Arch = None,
     trust_pickle: TrustPickle = False,
+    cache: Cache = None,
+    no_cache: NoCache = False,
     out: Out = None,
     seed: Seed = 0,
     json: Json = False,
@@ -223,6 +240,7 @@ def profile_command(
     data: Data = None,
     metric: MetricName = None,
     threads: Threads = None,
+    cpus: Cpus = None,
     batch: Batch = None,
     confidence: Confidence = 0.99,
     time_limit: TimeLimit = "10m",
@@ -350,13 +368,24 @@ def main() -> None:
 
 def _optimize(given: dict[str, Any], **fixed: Any) -> None:
     """Turn a command's arguments, by name, into a request; run it, print, exit."""
-    from optimize.request import Request, parse_chains, parse_duration, parse_input, parse_runtimes
+    from optimize.request import (
+        Request,
+        cache_folder,
+        parse_chains,
+        parse_cpus,
+        parse_duration,
+        parse_input,
+        parse_runtimes,
+    )
 
     json, quiet, verbose = (given.pop(name) for name in ("json", "quiet", "verbose"))
+    if "no_cache" in given:
+        given["cache"] = cache_folder(given["cache"], given.pop("no_cache"))
     read: dict[str, Callable[[Any], Any]] = {
         "model": Path,
         "chain": lambda texts: parse_chains(texts or ()),
         "runtime": parse_runtimes,
+        "cpus": lambda text: parse_cpus(text) if text else None,
         "time_limit": parse_duration,
         "input": lambda texts: tuple(map(parse_input, texts or ())),
         "budget": _budgets,

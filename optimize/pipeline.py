@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from optimize import mixed, output
-from optimize.build import Builder, Sources, Variant
+from optimize.build import Builder, Execute, Sources, Variant
 from optimize.child import Child, ChildDied
 from optimize.choose import nearest_miss
 from optimize.errors import InputError, PassFailed, first_cause
@@ -28,6 +28,7 @@ from optimize.passes.base import Context, Pass, PassResult
 from optimize.passes.chain import Chain
 from optimize.plan import built_in
 from optimize.prepare import Prepared, load_rival, prepare
+from optimize.remember import Remembered
 from optimize.report import (
     EXIT_INTERNAL,
     EXIT_INTERRUPTED,
@@ -48,13 +49,18 @@ from optimize.reports.command import command
 from optimize.request import Request, spec_text
 from optimize.screen import Screening
 from optimize.serve import SCRIPT, script
+from optimize.store import Store
 from optimize.targets.base import Device, Settings, Target
 from optimize.targets.local import LocalTarget
+from optimize.worker import granted_cpus
 
 CHECK_SAMPLES = 4
 # Shares of the time limit: building ends in time to measure, measuring in time to confirm.
 BUILD_SHARE, SCREEN_SHARE = 0.5, 0.8
-_PACKAGES = ("tailfit", "onnxruntime", "onnx", "onnxscript", "torch", "transformers", "numpy")
+_PACKAGES = (
+    "tailfit onnxruntime onnx onnxscript torch transformers numpy openvino nncf neural-compressor "
+    "torchao torch-pruning"
+).split()
 
 
 class Observer(Protocol):
@@ -102,6 +108,7 @@ class _Run:
     notes: list[str] = field(default_factory=list)
     order: list[str] = field(default_factory=list)
     builder: Builder | None = None
+    store: Store | None = None
     served: dict[tuple[str, str] | None, str] = field(default_factory=dict)
 
     def limits(self, share: float) -> Limits:
@@ -123,7 +130,10 @@ def run(request: Request, observer: Observer | None = None, target: Target | Non
     if request.folder is not None:
         output.check_writable(request.folder)
     device = target.device()
-    settings = Settings(threads=request.threads or device.granted_cores)
+    settings = Settings(
+        threads=request.threads or min(device.granted_cores, len(request.cpus or ()) or 10**6),
+        cpus=request.cpus or tuple(granted_cpus()),
+    )
     folder = Path(tempfile.mkdtemp(prefix="optimize-"))
     state = _Run(request, target, device, settings, folder, time.monotonic())
     try:
@@ -132,6 +142,8 @@ def run(request: Request, observer: Observer | None = None, target: Target | Non
         state.child.close()
         if state.screening:
             state.screening.close()
+        if state.store:
+            state.store.close()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -189,7 +201,7 @@ def _build(state: _Run, folder: Path, observer: Observer) -> list[Variant]:
         threads=state.settings.threads,
     )
     sources = Sources(prepared.exported.model, prepared.exported.program)
-    builder = Builder(sources, context, lambda *args: _run_pass(state.child, *args))
+    builder = Builder(sources, context, _executor(state))
     state.builder = builder
     state.order = [str(chain) for chain in chains]
     observer.stage("build", len(chains))
@@ -199,6 +211,18 @@ def _build(state: _Run, folder: Path, observer: Observer) -> list[Variant]:
         if variant := _built(state, builder, chain, state.limits(BUILD_SHARE)):
             built.append(variant)
     return built + _steps(state, builder, built)
+
+
+def _executor(state: _Run) -> Execute:
+    """Run passes in the child, through the cache if there is one."""
+
+    def execute(step: Pass, model: Model, context: Context) -> PassResult:
+        return _run_pass(state.child, step, model, context)
+
+    if state.request.cache is None:
+        return execute
+    state.store = Store(state.request.cache, report=state.notes.append)
+    return Remembered(state.store, execute, versions())
 
 
 def _built(state: _Run, builder: Builder, chain: Chain, limits: Limits) -> Variant | None:
@@ -366,6 +390,7 @@ def _report(state: _Run, error: BaseException | None) -> Report:
             confidence=request.confidence,
             provider=state.settings.provider,
             threads=state.settings.threads,
+            cpus=state.settings.cpus,
             seed=request.seed,
             time_limit_s=request.time_limit_s,
             strict_floor=request.strict_floor,

@@ -253,7 +253,7 @@ class FloorReport:
 
 @dataclass(frozen=True)
 class SettingsReport:
-    """How variants were run and judged."""
+    """How variants were run and judged; ``cpus`` are the cores that workers could use."""
 
     objective: str
     confidence: float
@@ -262,6 +262,7 @@ class SettingsReport:
     seed: int
     time_limit_s: float | None
     strict_floor: bool = False
+    cpus: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

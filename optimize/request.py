@@ -13,6 +13,7 @@ from optimize.errors import InputError
 from optimize.models.model import TensorSpec
 from optimize.models.runtimes import DEFAULT_RUNTIME, find_runtime, runtime_names
 from optimize.passes.chain import Chain
+from optimize.worker import granted_cpus
 
 DEFAULT_TIME_LIMIT_S = 600.0
 _AXIS = r"(?:[0-9]+|\?|[A-Za-wyz_][A-Za-wyz_0-9]*)"
@@ -37,6 +38,7 @@ class Request:
         runtimes: those that may serve.
         objective: what to pick by among the kept.
         threads: None for the cores that are granted.
+        cpus: numbers of the cores that workers may use; None for all that are granted.
         batch: samples a call; None for the model's own, or 1.
         confidence: of a kept verdict.
         time_limit_s: for the whole run; None for no limit.
@@ -51,6 +53,7 @@ class Request:
         as_is: whether models are judged as they are, without passes.
         rivals: further models to judge beside ``model``, with ``as_is``.
         labels: names for ``model`` and ``rivals``; empty for their files' names.
+        cache: the folder that results of passes are kept in between runs; None for none.
         reference_only: whether ``model`` is timed for comparison and cannot be chosen.
     """
 
@@ -65,6 +68,7 @@ class Request:
     runtimes: tuple[str, ...] = (DEFAULT_RUNTIME,)
     objective: Objective = "latency"
     threads: int | None = None
+    cpus: tuple[int, ...] | None = None
     batch: int | None = None
     confidence: float = 0.99
     time_limit_s: float | None = DEFAULT_TIME_LIMIT_S
@@ -81,6 +85,7 @@ class Request:
     rivals: tuple[Path, ...] = ()
     labels: tuple[str, ...] = ()
     reference_only: bool = False
+    cache: Path | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without loading anything.
@@ -174,6 +179,38 @@ def parse_duration(text: str) -> float | None:
             f"--time-limit {text!r} is no duration; write for example 90s, 10m or none"
         )
     return float(match.group(1)) * _SECONDS[match.group(2)]
+
+
+def cache_folder(given: str | None, none: bool) -> Path | None:
+    """Where results of passes are kept: the folder given, the platform's, or nowhere."""
+    from optimize.store import default_folder
+
+    if none:
+        return None
+    return Path(given) if given else default_folder()
+
+
+def parse_cpus(text: str) -> tuple[int, ...]:
+    """Read ``0,2-3`` as numbers of cores.
+
+    Raises:
+        InputError: the text is no such list, or names cores that this process is not granted.
+    """
+    if not re.fullmatch(r"\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*", text.strip()):
+        raise InputError(f"--cpus {text!r} is no list of cores; write for example 0,2-3")
+    found: set[int] = set()
+    for part in text.strip().split(","):
+        first, _, last = part.partition("-")
+        found.update(range(int(first), int(last or first) + 1))
+    granted = granted_cpus()
+    strange = sorted(found - set(granted))
+    if strange or not found:
+        listed = ", ".join(map(str, granted))
+        raise InputError(
+            f"--cpus {text!r}: core {strange[0] if strange else text} is not granted "
+            f"here; there are {listed}"
+        )
+    return tuple(sorted(found))
 
 
 def parse_runtimes(text: str) -> tuple[str, ...]:

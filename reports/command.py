@@ -23,6 +23,8 @@ _SPECIAL = (
     "budgets",
     "inputs",
     "everything",
+    "cpus",
+    "cache",
     "runtimes",
 )
 _NAMES = {"chains": "chain", "time_limit_s": "time-limit"}
@@ -47,6 +49,8 @@ def command(request: Request) -> str:
             words += _option(item.name, getattr(request, item.name), default)
     if request.runtimes != (DEFAULT_RUNTIME,):
         words += ["--runtime", ",".join(request.runtimes)]
+    if request.cpus:
+        words += ["--cpus", ",".join(map(str, request.cpus))]
     for spec in request.inputs:
         words += ["--input", spec_text(spec)]
     return shlex.join(words)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +22,9 @@ from optimize.models.data import Dataset
 from optimize.models.model import Model
 from optimize.passes.base import Context, PassResult
 from optimize.passes.chain import Chain
+
+# Tests leave nothing in the user's cache, and find nothing there.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="optimize-tests-")
 
 Array = NDArray[Any]
 Feed = Mapping[str, Array]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,14 @@ from hypothesis import strategies as st
 from optimize.budgets.budget import Budget
 from optimize.errors import InputError
 from optimize.models.model import TensorSpec
-from optimize.request import Request, parse_chains, parse_duration, parse_input, spec_text
+from optimize.request import (
+    Request,
+    parse_chains,
+    parse_cpus,
+    parse_duration,
+    parse_input,
+    spec_text,
+)
 
 P99 = (Budget.parse("p99=20ms"),)
 
@@ -217,3 +225,12 @@ def test_the_result_lies_beside_the_model_unless_told_otherwise(tmp_path: Path) 
     assert ask(out=tmp_path / "here").folder == tmp_path / "here"
     assert ask(as_is=True).folder is None
     assert ask(as_is=True, out=tmp_path / "here").folder == tmp_path / "here"
+
+
+def test_cores_are_read_and_must_be_granted() -> None:
+    granted = sorted(os.sched_getaffinity(0))
+    assert parse_cpus(f"{granted[0]}") == (granted[0],)
+    assert parse_cpus(f"{granted[-1]},{granted[0]}") == tuple(sorted({granted[0], granted[-1]}))
+    for text in ("", "a", "0-", "-1", "0;1", f"{granted[-1] + 1}"):
+        with pytest.raises(InputError, match="--cpus"):
+            parse_cpus(text)

@@ -1,0 +1,128 @@
+"""Results of passes are kept between runs, and used only for exactly the same work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from optimize.errors import NotApplicable
+from optimize.models.data import Dataset
+from optimize.models.model import Model
+from optimize.passes.base import Context, Pass, PassResult
+from optimize.passes.chain import Chain
+from optimize.remember import Remembered
+from optimize.store import Store
+
+if TYPE_CHECKING:
+    from conftest import GraphMaker, Outputs
+
+Run = Callable[..., PassResult]
+
+
+class Counted:
+    """Runs passes in this process and counts them."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def __call__(self, step: Pass, model: Model, context: Context) -> PassResult:
+        self.runs += 1
+        return step(model, context)
+
+
+@pytest.fixture
+def counted() -> Counted:
+    return Counted()
+
+
+@pytest.fixture
+def run(tmp_path: Path, rows: Dataset, counted: Counted) -> Run:
+    """Apply one pass as a run of its own would, with the one cache."""
+    number = iter(range(100))
+
+    def apply(
+        text: str, model: Model, versions: dict[str, str] | None = None, **changes: Any
+    ) -> PassResult:
+        folder = tmp_path / f"run-{next(number)}"
+        folder.mkdir()
+        context = Context(folder, rows.take(range(4)), rows, isa=frozenset({"avx512_vnni"}))
+        with Store(tmp_path / "cache") as store:
+            remembered = Remembered(store, counted, versions or {"onnx": "1"})
+            return remembered(Chain.parse(text).passes[0], model, replace(context, **changes))
+
+    return apply
+
+
+def test_the_second_run_finds_the_first_ones_result(
+    run: Run, graph: GraphMaker, rows: Dataset, outputs: Outputs, counted: Counted
+) -> None:
+    model = graph.linear()
+    first, second = (run("int8{mode=static}", model) for _ in range(2))
+    assert counted.runs == 1
+    assert second.model.digest == first.model.digest
+    assert second.notes == first.notes
+    assert np.array_equal(outputs(second.model, rows), outputs(first.model, rows))
+
+
+def test_exact_passes_keep_their_measured_difference(
+    run: Run, graph: GraphMaker, counted: Counted
+) -> None:
+    model = graph.linear(constants=True)
+    first, second = (run("fold", model) for _ in range(2))
+    assert counted.runs == 1
+    assert second.difference == first.difference
+    assert (second.changed, second.model.digest) == (True, first.model.digest)
+
+
+def test_options_of_the_session_come_back_without_a_copy(
+    run: Run, graph: GraphMaker, counted: Counted
+) -> None:
+    model = graph.linear()
+    first, second = (run("session{level=BASIC}", model) for _ in range(2))
+    assert counted.runs == 1
+    assert second.model.config == first.model.config != ()
+    assert second.model.path == model.path
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"versions": {"onnx": "2"}},
+        {"seed": 1},
+        {"isa": frozenset({"avx2"})},
+        {"calibration": Dataset("other", {"x": [np.ones((1, 64), np.float32)] * 4}, None, True)},
+    ],
+)
+def test_whatever_a_result_depends_on_makes_another(
+    run: Run, graph: GraphMaker, counted: Counted, change: dict[str, Any]
+) -> None:
+    model = graph.linear()
+    run("int8{mode=static}", model)
+    run("int8{mode=static}", model, **change)
+    run("int8{mode=static,per=tensor}", model)
+    assert counted.runs == 3
+
+
+def test_refusals_are_not_kept(run: Run, graph: GraphMaker, counted: Counted) -> None:
+    model = graph.linear()
+    for _ in range(2):
+        with pytest.raises(NotApplicable):
+            run("int8{mode=static,ops=conv}", model)
+    assert counted.runs == 2
+
+
+def test_a_damaged_entry_is_made_again(
+    run: Run, graph: GraphMaker, counted: Counted, tmp_path: Path
+) -> None:
+    model = graph.linear()
+    first = run("int8{mode=static}", model)
+    for file in (tmp_path / "cache").rglob("model.onnx"):
+        file.chmod(0o644)
+        file.write_bytes(file.read_bytes()[:-1] + b"x")
+    assert run("int8{mode=static}", model).model.digest == first.model.digest
+    assert counted.runs == 2
