@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -106,6 +107,8 @@ def needs(chain: str) -> None:
     ):
         if word in chain:
             pytest.importorskip(module)
+    if "inductor" in chain and not (shutil.which("g++") or shutil.which("clang++")):
+        pytest.skip("AOTInductor needs a C++ compiler")
 
 
 CHAINS = {
