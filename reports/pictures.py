@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,8 @@ def pictures(view: View) -> dict[str, bytes]:
     Raises:
         InputError: matplotlib is not installed.
     """
+    # It tells of a font cache that it cannot write, which costs a second and concerns nobody.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.CRITICAL)
     try:
         import matplotlib as mpl
         from matplotlib.figure import Figure
