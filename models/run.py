@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,9 +60,17 @@ def run(model: Model, samples: Dataset) -> list[dict[str, Any]]:
     Raises:
         InputError: onnxruntime cannot load or run the model.
     """
+    return list(run_each(model, samples))
+
+
+def run_each(model: Model, samples: Dataset) -> Iterator[dict[str, Any]]:
+    """Give the same one sample after the other, so that no more than one's are in memory.
+
+    Raises:
+        InputError: onnxruntime cannot load or run the model.
+    """
     session = open_session(model)
     names = [output.name for output in session.get_outputs()]
-    results = []
     for index in range(len(samples)):
         try:
             values = session.run(names, feed(samples.sample(index)))
@@ -70,8 +78,7 @@ def run(model: Model, samples: Dataset) -> list[dict[str, Any]]:
             raise InputError(
                 f"onnxruntime cannot run {model.path} on sample {index}: {first_cause(error)}"
             ) from error
-        results.append(dict(zip(names, values, strict=True)))
-    return results
+        yield dict(zip(names, values, strict=True))
 
 
 def feed(sample: Mapping[str, Array]) -> dict[str, Array]:

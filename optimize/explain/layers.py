@@ -20,11 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from optimize.errors import InputError, first_cause
 from optimize.models.data import Array, Dataset
 from optimize.models.graph import Graph
 from optimize.models.model import FILE_NAME, Model
-from optimize.models.run import feed, open_session
+from optimize.models.run import run_each
 
 CLEAN_DB = 100.0  # float32 holds 24 bits, 144 dB; beyond this a tensor counts as unharmed
 LEAST_DROP_DB, LEAST_ADDED = 1.0, 1e-4
@@ -215,7 +214,7 @@ def _compare(
 ) -> tuple[dict[str, float], set[str]]:
     signal, noise = dict.fromkeys(shown, 0.0), dict.fromkeys(shown, 0.0)
     cast: set[str] = set()
-    for old, new in zip(_outputs(before, samples), _outputs(after, samples), strict=True):
+    for old, new in zip(run_each(before, samples), run_each(after, samples), strict=True):
         for name in [*signal]:
             x, y = old[name], new[shown[name]]
             if not _comparable(x, y):
@@ -228,20 +227,6 @@ def _compare(
             signal[name] += _power(wide)
             noise[name] += _power(y[known].astype(np.float64) - wide)
     return {name: _decibels(power, noise[name]) for name, power in signal.items()}, cast
-
-
-def _outputs(model: Model, samples: Dataset) -> Iterator[dict[str, Any]]:
-    """Outputs of one sample after the other, so that no more than one sample's are in memory."""
-    session = open_session(model)
-    names = [output.name for output in session.get_outputs()]
-    for index in range(len(samples)):
-        try:
-            values = session.run(names, feed(samples.sample(index)))
-        except Exception as error:
-            raise InputError(
-                f"onnxruntime cannot run {model.path} on sample {index}: {first_cause(error)}"
-            ) from error
-        yield dict(zip(names, values, strict=True))
 
 
 def _comparable(x: Any, y: Any) -> bool:
