@@ -6,7 +6,7 @@ found here, by measured accuracy: the number is doubled until the floor holds, t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from optimize.models.runtimes import DEFAULT_RUNTIME
@@ -16,6 +16,8 @@ from optimize.report import VariantReport
 
 Attempt = Callable[[Chain], VariantReport | None]
 MOST_BASES, MOST_KEPT = 2, 32
+# 1, 2, 4, ... layers from each base, and one try in the middle.
+MOST_ATTEMPTS = MOST_BASES * (MOST_KEPT.bit_length() + 1)
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ def ladders(rows: Sequence[VariantReport], everything: bool) -> list[Ladder]:
     ]
     fastest = sorted(bases, key=lambda base: base[0])[:MOST_BASES]
     return [Ladder(chain, everything) for _, chain in fastest]
+
+
+def reserve(chains: Iterable[Chain]) -> int:
+    """How many variants may come of a plan, for which a share of the error is set aside."""
+    return MOST_ATTEMPTS if any(map(_can_mix, chains)) else 0
 
 
 def _can_mix(chain: Chain) -> bool:

@@ -170,13 +170,15 @@ def _stages(state: _Run, folder: Path, observer: Observer) -> None:
     exported = state.prepared.exported
     observer.note(f"{state.source.kind} by {exported.route}, outputs {exported.difference}")
     variants = (_as_they_are if request.as_is else _build)(state, folder, observer)
-    judged = sum(not variant.step for variant in variants)
+    judged = [variant for variant in variants if not variant.step]
+    mixes = not request.as_is and request.chains is None
+    contenders = len(judged) + (mixed.reserve(v.chain for v in judged) if mixes else 0)
     screening = Screening(
-        state.target, state.settings, state.prepared, state.request, judged, folder
+        state.target, state.settings, state.prepared, state.request, contenders, folder
     )
     state.screening = screening
     screening.measure(variants, state.limits(SCREEN_SHARE), observer)
-    if not request.as_is and request.chains is None:
+    if mixes:
         _mix(state, screening, observer)
     screening.close()
     if not request.as_is:

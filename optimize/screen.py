@@ -79,11 +79,6 @@ class _Candidate:
     kernels: tuple[dict[str, Any], ...] = ()
     explanation: tuple[str, ...] = ()
 
-    @property
-    def served(self) -> tuple[str, str]:
-        """What is run, by what."""
-        return self.variant.chain.runtime, self.model.identity
-
 
 @dataclass
 class Screening:
@@ -137,8 +132,10 @@ class Screening:
                 return
 
     def evaluate(self, variant: Variant, limits: Limits) -> VariantReport:
-        """Evaluate one more variant, after :meth:`measure`; it is timed by :meth:`time_rest`."""
-        self.contenders += 1
+        """Evaluate one more variant, after :meth:`measure`; it is timed by :meth:`time_rest`.
+
+        It must be among the ``contenders``, whose number the error is shared by from the start.
+        """
         candidate = self._add(variant)
         self._evaluate_all([candidate], limits)
         if not (candidate.contender.judged or self.request.everything):
@@ -251,7 +248,10 @@ class Screening:
     @property
     def _side_by_side(self) -> int:
         """How many may be evaluated at once: nothing is timed then, and every core can help."""
-        return max(1, self.target.device().granted_cores // self.settings.threads)
+        cores = self.target.device().granted_cores
+        if self.settings.cpus:
+            cores = min(cores, len(self.settings.cpus))
+        return max(1, cores // self.settings.threads)
 
     def _evaluate_all(self, candidates: Sequence[_Candidate], limits: Limits) -> None:
         if limits.expired:
@@ -343,7 +343,6 @@ class Screening:
         count = len(self.prepared.latency)
         time_in_turns(contenders, self.requirement, count, limits, rng, progress)
         for candidate in heat:
-            candidate.profile_s += float(candidate.contender.profile.samples_ns.sum()) / 1e9
             self._operators(candidate, limits)
             candidate.screened = candidate.contender.profile
             candidate.verdict = self._judge(candidate, self.requirement)
@@ -417,7 +416,7 @@ class Screening:
             operators=candidate.operators,
             notes=variant.notes,
             build_s=variant.seconds,
-            profile_s=candidate.profile_s,
+            profile_s=candidate.profile_s + float(candidate.screened.samples_ns.sum()) / 1e9,
             steps=self._waterfall(candidate),
             explanation=candidate.explanation,
         )

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
 
-from optimize.mixed import MOST_BASES, MOST_KEPT, Ladder, climb, ladders
+from optimize.mixed import MOST_BASES, MOST_KEPT, Ladder, climb, ladders, reserve
 from optimize.models.attention import has_attention
 from optimize.models.runtimes import runtime_names
 from optimize.passes.chain import Chain
@@ -210,3 +210,20 @@ def test_transformers_get_smoothing_and_convolutions_equalisation(
     assert "equalize" not in transformer
     assert "equalize" in convolutions
     assert "smooth" not in convolutions
+
+
+def test_no_climb_makes_more_variants_than_the_error_is_shared_by() -> None:
+    plan = [Chain.parse(text) for text in ("source", "fold,int8{mode=static}", "fold,fuse")]
+    for last in range(40):  # the number of layers in float at which the floor begins to hold
+        tried: list[Chain] = []
+
+        def attempt(chain: Chain, last: int = last, tried: list[Chain] = tried) -> Any:
+            tried.append(chain)
+            keep = chain.passes[-1].keep  # type: ignore[attr-defined]
+            return row(str(chain), "kept" if keep >= last else "inaccurate", None)
+
+        for everything in (False, True):
+            tried.clear()
+            climb(Ladder(Chain.parse("int8{mode=static}"), everything), attempt)
+            assert MOST_BASES * len(tried) <= reserve(plan)
+    assert reserve([Chain.parse("fold,fuse")]) == 0
