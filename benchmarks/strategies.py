@@ -22,6 +22,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from optimize.choose import frontier
 from optimize.passes.chain import Chain
 from optimize.passes.int8 import Int8
 from optimize.report import Report, VariantReport
@@ -70,7 +71,7 @@ def main() -> None:
             report = compare(workload, given.workloads, given.runtime)
             print(f"\n{workload.name}: {len(report.variants)} rows in "
                   f"{time.monotonic() - begun:.0f} s")  # fmt: skip
-            frontier(report)
+            show_frontier(report)
             gained, lost = mixed_against_uniform(report)
             better, worse = better + gained, worse + lost
             targets(workload, report)
@@ -87,16 +88,13 @@ def compare(workload: Workload, folder: Path, runtime: str) -> Report:
         return Report.from_json((Path(out) / "result" / "report.json").read_text())
 
 
-def frontier(report: Report) -> None:
+def show_frontier(report: Report) -> None:
     """Print the rows that no other beats in both accuracy and speed, fastest first."""
-    best = -1.0
-    rows = sorted(_timed(report), key=lambda row: -(row.speedup or 1.0))
     print(f"  {'p50 ms':>8} {'p99 ms':>8} {'speed':>6} {'accuracy':>9}  the frontier")
-    for row in rows:
-        if row.accuracy and row.accuracy.value > best and row.latency:
-            best = row.accuracy.value
+    for row in frontier(_timed(report)):
+        if row.accuracy and row.latency:
             print(f"  {row.latency.p50_ms:8.3f} {row.latency.p99_ms:8.3f} "
-                  f"{row.speedup or 1:5.2f}x {best:9.4f}  {row.chain}")  # fmt: skip
+                  f"{row.speedup or 1:5.2f}x {row.accuracy.value:9.4f}  {row.chain}")  # fmt: skip
 
 
 def mixed_against_uniform(report: Report) -> tuple[bool, bool]:

@@ -45,6 +45,23 @@ def rank(
     return ranked
 
 
+def frontier(
+    variants: Sequence[VariantReport], higher_is_better: bool = True
+) -> list[VariantReport]:
+    """The measured variants that no faster one equals in accuracy, fastest first.
+
+    Speed is that against the source, as both were timed in turns; the source's own is 1.
+    """
+    sign = 1.0 if higher_is_better else -1.0
+    measured = [(v, v.accuracy) for v in variants if v.latency and v.accuracy]
+    best, found = float("-inf"), []
+    for variant, accuracy in sorted(measured, key=lambda pair: -(pair[0].speedup or 1.0)):
+        if sign * accuracy.value > best:
+            best = sign * accuracy.value
+            found.append(variant)
+    return found
+
+
 def nearest_miss(
     variants: Sequence[VariantReport], budgets: Sequence[Budget], floor: Floor | None
 ) -> str | None:

@@ -10,8 +10,9 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 from rich.text import Text
 
+from optimize.budgets.accuracy import METRICS
 from optimize.budgets.budget import format_bytes
-from optimize.choose import NOISE
+from optimize.choose import NOISE, frontier
 from optimize.report import AccuracyReport, LatencyReport, Report, Result, VariantReport
 
 if TYPE_CHECKING:
@@ -109,6 +110,15 @@ def show(result: Result, console: Console) -> None:
             ),
             soft_wrap=True,
         )
+    metric = METRICS.get(report.floor.metric) if report.floor else None
+    front = frontier(report.variants, metric is None or metric.higher_is_better)
+    if len(front) > 1:
+        points = (
+            f"{v.chain} ({v.speedup or 1:.2f}x, {v.accuracy.value:.4f})"
+            for v in front
+            if v.accuracy
+        )
+        console.print(Text(f"Frontier, fastest first: {'; '.join(points)}."), soft_wrap=True)
     for note in report.notes:
         console.print(Text(f"Note: {note}."), soft_wrap=True)
     console.print(Text(answer(result)), soft_wrap=True)

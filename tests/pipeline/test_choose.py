@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimize.budgets.budget import Budget, Floor
-from optimize.choose import Objective, nearest_miss, rank
+from optimize.choose import Objective, frontier, nearest_miss, rank
 from optimize.report import AccuracyReport, LatencyReport, VariantReport
 
 OBJECTIVES: tuple[Objective, ...] = ("latency", "accuracy", "size")
@@ -290,3 +290,16 @@ def test_an_unmeasured_variant_is_no_near_miss() -> None:
     found = nearest_miss([bare, slow], P99, None)
     assert found is not None
     assert found.startswith("slow: ")
+
+
+def test_the_frontier_holds_what_nothing_faster_equals() -> None:
+    rows = [
+        replace(row("source", 10, p50=4.0, spread=1, value=0.95), speedup=None),
+        replace(row("fast", 3, p50=1.0, spread=1, value=0.90), speedup=4.0),
+        replace(row("dominated", 4, p50=1.5, spread=1, value=0.90), speedup=3.0),
+        replace(row("middle", 5, p50=2.0, spread=1, value=0.93), speedup=2.0),
+        replace(row("slower", 20, p50=8.0, spread=1, value=0.96), speedup=0.5),
+    ]
+    assert [v.chain for v in frontier(rows)] == ["fast", "middle", "source", "slower"]
+    assert [v.chain for v in frontier(rows, higher_is_better=False)] == ["fast"]
+    assert frontier([replace(rows[0], latency=None)]) == []
