@@ -6,10 +6,14 @@ import contextlib
 import io
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from optimize.models.model import FILE_NAME, Model
 from optimize.passes.base import INLINE_MOST, Context
+from optimize.worker import GRAPH_LEVEL, session_options
+
+WITHOUT = "optimization.disable_specified_optimizers"
 
 
 def load_ir(model: Model) -> Any:
@@ -44,6 +48,26 @@ def save_proto(proto: Any, context: Context) -> Model:
     large = proto.ByteSize() > INLINE_MOST
     onnx.save(proto, str(path), save_as_external_data=large, location=f"{FILE_NAME}.data")
     return Model.read(path)
+
+
+def open_session(graph: Path | bytes, level: str = "ALL", without: str = "") -> Any:
+    """Open a float or quantized graph on the CPU, to look at values that it computes.
+
+    Args:
+        graph: a file, or a serialized ``onnx.ModelProto``.
+        level: as :func:`optimize.worker.session_options` takes it.
+        without: names of onnxruntime's optimizers to leave out, joined by semicolons.
+    """
+    import onnxruntime
+
+    config = {GRAPH_LEVEL: level}
+    if without:
+        config[WITHOUT] = without
+    return onnxruntime.InferenceSession(
+        graph if isinstance(graph, bytes) else str(graph),
+        session_options(config, 0),
+        providers=["CPUExecutionProvider"],
+    )
 
 
 def needs_side_file(model: Model) -> bool:

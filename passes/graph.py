@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +80,18 @@ def uses(proto: Any) -> Counter[str]:
     """How often each tensor is read, by nodes of subgraphs, too."""
     return Counter(
         name for graph in graphs(proto.graph) for node in graph.node for name in node.input
+    )
+
+
+def show(graph: Any, names: Iterable[str]) -> None:
+    """Make float tensors outputs of a graph, behind those that it has."""
+    from onnx import TensorProto, helper
+
+    given = {value.name for value in graph.output}
+    graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        for name in names
+        if name not in given
     )
 
 

@@ -8,9 +8,8 @@ from typing import ClassVar, Literal
 from optimize.errors import InputError, NotApplicable
 from optimize.models.model import Model
 from optimize.passes.base import Context, Pass, PassResult
-
-WITHOUT = "optimization.disable_specified_optimizers"
-_LEVEL = "graph_optimization_level"
+from optimize.passes.files import WITHOUT
+from optimize.worker import GRAPH_LEVEL
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Session(Pass):
         """Set the options; the check of the outputs shows that onnxruntime takes them."""
         changed = model
         if self.level != "ALL":
-            changed = changed.configured({_LEVEL: self.level})
+            changed = changed.configured({GRAPH_LEVEL: self.level})
         if self.without != "none":
             changed = left_out(changed, *self.without.split("+"))
         if self == Session():

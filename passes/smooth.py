@@ -14,8 +14,8 @@ from optimize.models.data import Dataset
 from optimize.models.model import Model
 from optimize.models.run import feed
 from optimize.passes.base import Context, Pass, PassResult
-from optimize.passes.files import load_proto, save_proto
-from optimize.passes.graph import Products, attribute, insert_after, products, uses
+from optimize.passes.files import load_proto, open_session, save_proto
+from optimize.passes.graph import Products, attribute, insert_after, products, show, uses
 
 Array = NDArray[np.float32]
 _ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -145,21 +145,11 @@ def layer_error(rows: Array, weights: Array, scale: Array | None = None) -> floa
 def _rows(proto: Any, names: Sequence[str], samples: Dataset, seed: int) -> Mapping[str, Array]:
     """Rows of the named tensors over all samples, at most ``_ROWS`` of each."""
     import onnx
-    import onnxruntime
 
     observed = onnx.ModelProto()
     observed.CopyFrom(proto)
-    given = {value.name for value in proto.graph.output}
-    observed.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
-        for name in names
-        if name not in given
-    )
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(
-        observed.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    show(observed.graph, names)
+    session = open_session(observed.SerializeToString())
     rng = np.random.default_rng(seed)
     found: dict[str, list[Array]] = {name: [] for name in names}
     for index in range(len(samples)):

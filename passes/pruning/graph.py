@@ -12,6 +12,7 @@ from optimize.errors import InputError, NotApplicable, first_cause
 from optimize.models.data import Dataset
 from optimize.models.run import feed
 from optimize.passes.base import INLINE_MOST
+from optimize.passes.files import open_session
 
 Array = NDArray[Any]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -152,19 +153,14 @@ def evaluator(proto: Any, names: Sequence[str]) -> Callable[[Mapping[str, Array]
         InputError: onnxruntime cannot load it.
     """
     import onnx
-    import onnxruntime
 
     partial = onnx.ModelProto()
     partial.CopyFrom(proto)
     _replace(partial.graph.output, [onnx.ValueInfoProto(name=name) for name in names])
     if partial.ByteSize() > INLINE_MOST:
         raise NotApplicable("models of more than 2 GB cannot be pruned")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
     try:
-        session = onnxruntime.InferenceSession(
-            partial.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        session = open_session(partial.SerializeToString())
     except Exception as error:
         raise InputError(f"onnxruntime cannot load the graph: {first_cause(error)}") from error
     wanted = list(names)

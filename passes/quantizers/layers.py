@@ -15,7 +15,9 @@ import numpy as np
 
 from optimize.models.data import Dataset
 from optimize.models.run import feed
+from optimize.passes.files import open_session
 from optimize.passes.quantizers.static import MATMUL
+from optimize.worker import GRAPH_LEVEL, session_options
 
 # What only moves numbers costs no accuracy.
 _MOVES = frozenset(
@@ -68,7 +70,7 @@ def rank(
         samples: inputs to compare outputs on.
     """
     samples = samples.take(range(min(_CHECKED, len(samples))))
-    true = _outputs(str(reference), samples)
+    true = _outputs(reference, samples)
     times = float_times(reference, samples, layers)
     chosen = sorted(layers, key=lambda name: -times[name])[:_MOST_LAYERS]
     total = sum(times.values()) or 1.0
@@ -187,11 +189,8 @@ def float_times(model: Path, samples: Dataset, layers: Sequence[str]) -> Mapping
 
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
     # Beyond this level nodes lose their names.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options = session_options({GRAPH_LEVEL: "BASIC"}, 1)
     options.enable_profiling = True
     options.profile_file_prefix = str(model.with_name("layers"))
     session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
@@ -213,11 +212,6 @@ def float_times(model: Path, samples: Dataset, layers: Sequence[str]) -> Mapping
     return times
 
 
-def _outputs(model: str | bytes, samples: Dataset) -> list[list[Any]]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.add_session_config_entry("optimization.disable_specified_optimizers", REQUANTIZER)
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+def _outputs(model: Path | bytes, samples: Dataset) -> list[list[Any]]:
+    session = open_session(model, without=REQUANTIZER)
     return [session.run(None, feed(samples.sample(i))) for i in range(len(samples))]

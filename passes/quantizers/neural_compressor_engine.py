@@ -14,10 +14,10 @@ from optimize.errors import NotApplicable, first_cause
 from optimize.models.data import Dataset
 from optimize.models.model import Model
 from optimize.passes.base import Context, PassResult
-from optimize.passes.files import save_proto, silent
+from optimize.passes.files import WITHOUT, save_proto, silent
 
 SAMPLES = 32  # its observers keep histograms of all tensors, at about a second a sample
-WITHOUT = {"optimization.disable_specified_optimizers": "MatMulAddFusion;SkipLayerNormFusion"}
+_CONFIG = {WITHOUT: "MatMulAddFusion;SkipLayerNormFusion"}
 
 
 def quantize(model: Model, calibration: Dataset, context: Context) -> PassResult:
@@ -98,7 +98,7 @@ def _exported(converted: Any, program: Any, model: Model, context: Context) -> M
         raise NotApplicable("the quantized module cannot be exported to ONNX")
     proto = made.model_proto
     fold_weights(proto)
-    return save_proto(proto, context).configured(WITHOUT)
+    return save_proto(proto, context).configured(_CONFIG)
 
 
 def fold_weights(proto: Any) -> int:

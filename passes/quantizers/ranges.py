@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from optimize.models.data import Dataset
 from optimize.models.run import feed
+from optimize.passes.files import open_session
+from optimize.passes.graph import show
 
 Method = Literal["minmax", "entropy", "percentile", "mse"]
 HISTOGRAM_SAMPLES = 32  # what onnxruntime's histogram methods can hold in memory
@@ -129,7 +131,6 @@ def least_squares_range(
 def _with_outputs(model: Path, ops: Sequence[str], large: bool) -> tuple[Any, list[str]]:
     """Open a session that gives the float tensors around nodes of these types as outputs."""
     import onnx
-    import onnxruntime
 
     proto = onnx.load(str(model))
     weights = {tensor.name for tensor in proto.graph.initializer}
@@ -144,20 +145,11 @@ def _with_outputs(model: Path, ops: Sequence[str], large: bool) -> tuple[Any, li
             if name and name not in weights and kinds.get(name, 1) == onnx.TensorProto.FLOAT
         )
     )
-    given = {value.name for value in proto.graph.output}
-    proto.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
-        for name in names
-        if name not in given
-    )
+    show(proto.graph, names)
     path = model.with_name("observed.onnx")
     onnx.save(proto, str(path), save_as_external_data=large, location="observed.data")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
     # Fusions would remove the very tensors that are asked for.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return session, names
+    return open_session(path, "BASIC"), names
 
 
 def _activations(

@@ -25,23 +25,8 @@ Apply = Callable[..., PassResult]
 
 
 @pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """The shipped network, traced so that its batch norms stay nodes of their own."""
-    torch = pytest.importorskip("torch")
-    from safetensors.torch import load_file
-
-    from optimize.models.usercode import load_function
-
-    net = load_function(f"{FASHION / 'arch.py'}:resnet", "--arch")()
-    net.load_state_dict(load_file(FASHION / "resnet.safetensors"))
-    path = tmp_path_factory.mktemp("network") / "model.onnx"
-    torch.onnx.export(
-        net.eval(), (torch.zeros((1, 1, 28, 28), dtype=torch.uint8),), str(path),
-        input_names=["image"], output_names=["logits"], dynamo=False, do_constant_folding=False,
-        training=torch.onnx.TrainingMode.PRESERVE, dynamic_axes={"image": {0: "n"}},
-        opset_version=17,
-    )  # fmt: skip
-    return Model.read(path)
+def network(shipped_onnx: Model) -> Model:
+    return shipped_onnx
 
 
 @pytest.fixture(scope="module")
