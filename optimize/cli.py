@@ -108,6 +108,7 @@ Cache = Annotated[
     typer.Option("--cache", help="Folder kept between runs.  [default: ~/.cache/optimize]"),
 ]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep nothing, and use nothing kept.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Measure again what the cache knows.")]
 Out = Annotated[
     str | None,
     typer.Option("--out", help="Result folder.  [default: MODEL.optimized; profile: none]"),
@@ -186,6 +187,7 @@ def run_command(
     trust_pickle: TrustPickle = False,
     cache: Cache = None,
     no_cache: NoCache = False,
+    fresh: Fresh = False,
     out: Out = None,
     seed: Seed = 0,
     json: Json = False,
@@ -220,6 +222,7 @@ def compare_command(
     trust_pickle: TrustPickle = False,
     cache: Cache = None,
     no_cache: NoCache = False,
+    fresh: Fresh = False,
     out: Out = None,
     seed: Seed = 0,
     json: Json = False,

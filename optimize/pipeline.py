@@ -8,8 +8,8 @@ import shutil
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ from optimize.child import Child, ChildDied
 from optimize.choose import nearest_miss
 from optimize.errors import InputError, PassFailed, first_cause
 from optimize.measure import Limits
+from optimize.models.export import Exported, load_and_export
 from optimize.models.model import FILE_NAME, Model
 from optimize.models.runtimes import DEFAULT_RUNTIME, find_runtime
 from optimize.models.source import Source, detect
@@ -28,7 +29,8 @@ from optimize.passes.base import Context, Pass, PassResult
 from optimize.passes.chain import Chain
 from optimize.plan import built_in
 from optimize.prepare import Prepared, load_rival, prepare
-from optimize.remember import Remembered
+from optimize.records import Records
+from optimize.remember import Remembered, RememberedExport
 from optimize.report import (
     EXIT_INTERNAL,
     EXIT_INTERRUPTED,
@@ -59,7 +61,7 @@ CHECK_SAMPLES = 4
 BUILD_SHARE, SCREEN_SHARE = 0.5, 0.8
 _PACKAGES = (
     "tailfit onnxruntime onnx onnxscript torch transformers numpy openvino nncf neural-compressor "
-    "torchao torch-pruning"
+    "torchao torch-pruning onnxruntime-tools"
 ).split()
 
 
@@ -136,6 +138,8 @@ def run(request: Request, observer: Observer | None = None, target: Target | Non
     )
     folder = Path(tempfile.mkdtemp(prefix="optimize-"))
     state = _Run(request, target, device, settings, folder, time.monotonic())
+    if request.cache is not None:
+        state.store = Store(request.cache, report=state.notes.append)
     try:
         return _finish(state, _attempt(state, folder, observer))
     finally:
@@ -165,7 +169,7 @@ def _stages(state: _Run, folder: Path, observer: Observer) -> None:
     observer.stage("load and export", 0)
     request = state.request
     state.source = detect(request.model)
-    state.prepared = prepare(state.request, state.source, folder, state.child)
+    state.prepared = prepare(state.request, state.source, folder, _exporter(state))
     state.notes += state.prepared.notes
     exported = state.prepared.exported
     observer.note(f"{state.source.kind} by {exported.route}, outputs {exported.difference}")
@@ -174,7 +178,7 @@ def _stages(state: _Run, folder: Path, observer: Observer) -> None:
     mixes = not request.as_is and request.chains is None
     contenders = len(judged) + (mixed.reserve(v.chain for v in judged) if mixes else 0)
     screening = Screening(
-        state.target, state.settings, state.prepared, state.request, contenders, folder
+        state.target, state.settings, state.prepared, request, contenders, folder, _records(state)
     )
     state.screening = screening
     screening.measure(variants, state.limits(SCREEN_SHARE), observer)
@@ -221,10 +225,22 @@ def _executor(state: _Run) -> Execute:
     def execute(step: Pass, model: Model, context: Context) -> PassResult:
         return _run_pass(state.child, step, model, context)
 
-    if state.request.cache is None:
-        return execute
-    state.store = Store(state.request.cache, report=state.notes.append)
-    return Remembered(state.store, execute, versions())
+    return Remembered(state.store, execute, versions()) if state.store else execute
+
+
+def _exporter(state: _Run) -> Callable[..., Exported]:
+    """Export in the child, through the cache if there is one."""
+
+    def export(*given: Any) -> Exported:
+        return state.child.call(load_and_export, *given)
+
+    return RememberedExport(state.store, export, versions()) if state.store else export
+
+
+def _records(state: _Run) -> Records:
+    """What was measured on this device before."""
+    common = {"device": asdict(state.device), "versions": versions()}
+    return Records(state.store, common, fresh=state.request.fresh)
 
 
 def _built(state: _Run, builder: Builder, chain: Chain, limits: Limits) -> Variant | None:
@@ -296,7 +312,7 @@ def _as_they_are(state: _Run, folder: Path, observer: Observer) -> list[Variant]
         else:
             own = folder / f"rival-{number}"
             own.mkdir()
-            model = load_rival(request, path, prepared, own, state.child)
+            model = load_rival(request, path, prepared, own, _exporter(state))
         variants.append(Variant(Chain((), runtime), model, label=labels[number + 1]))
     state.order = [variant.name for variant in variants]
     state.artefacts = {v.name: v.model for v in variants if v.model is not None}
@@ -381,7 +397,13 @@ def _report(state: _Run, error: BaseException | None) -> Report:
     metric = prepared.metric.name if prepared else request.metric or ""
     if isinstance(error, KeyboardInterrupt):
         state.notes.append("interrupted: what was finished is reported, nothing is chosen")
-    elif error is not None:
+    recalled = sum(row.recalled for row in rows)
+    if recalled:
+        state.notes.append(
+            f"the timings of {recalled} of {len(rows)} variants are an earlier run's, from the "
+            "cache; --fresh measures again"
+        )
+    if error is not None and not isinstance(error, KeyboardInterrupt):
         state.notes.append(f"internal error: {first_cause(error)}; see error.txt")
     return Report(
         source=_source_report(state),
@@ -462,8 +484,6 @@ def _source_report(state: _Run) -> SourceReport:
 
 
 def _manifest(state: _Run, report: Report, artefact: Model | None, folder: Path) -> dict[str, Any]:
-    from dataclasses import asdict
-
     runtime = report.variant(report.chosen).runtime if report.chosen else state.settings.runtime
     default = runtime == state.settings.runtime
     return {

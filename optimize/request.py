@@ -53,7 +53,8 @@ class Request:
         as_is: whether models are judged as they are, without passes.
         rivals: further models to judge beside ``model``, with ``as_is``.
         labels: names for ``model`` and ``rivals``; empty for their files' names.
-        cache: the folder that results of passes are kept in between runs; None for none.
+        cache: the folder that work is kept in between runs; None for none.
+        fresh: whether what earlier runs measured is forgotten.
         reference_only: whether ``model`` is timed for comparison and cannot be chosen.
     """
 
@@ -86,6 +87,7 @@ class Request:
     labels: tuple[str, ...] = ()
     reference_only: bool = False
     cache: Path | None = None
+    fresh: bool = False
 
     def __post_init__(self) -> None:
         """Check what can be checked without loading anything.
