@@ -108,6 +108,9 @@ Cache = Annotated[
     typer.Option("--cache", help="Folder kept between runs.  [default: ~/.cache/optimize]"),
 ]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep nothing, and use nothing kept.")]
+Jobs = Annotated[
+    int | None, typer.Option("--jobs", help="Passes at once.  [default: the cores granted]")
+]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Measure again what the cache knows.")]
 Out = Annotated[
     str | None,
@@ -188,6 +191,7 @@ def run_command(
     cache: Cache = None,
     no_cache: NoCache = False,
     fresh: Fresh = False,
+    jobs: Jobs = None,
     out: Out = None,
     seed: Seed = 0,
     json: Json = False,
@@ -223,6 +227,7 @@ def compare_command(
     cache: Cache = None,
     no_cache: NoCache = False,
     fresh: Fresh = False,
+    jobs: Jobs = None,
     out: Out = None,
     seed: Seed = 0,
     json: Json = False,

@@ -8,15 +8,16 @@ import shutil
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
 from optimize import mixed, output
 from optimize.build import Builder, Execute, Sources, Variant
-from optimize.child import Child, ChildDied
+from optimize.child import ChildDied, Children
 from optimize.choose import nearest_miss
 from optimize.errors import InputError, PassFailed, first_cause
 from optimize.measure import Limits
@@ -49,6 +50,7 @@ from optimize.report import (
 from optimize.reports import folder as reports
 from optimize.reports.command import command
 from optimize.request import Request, spec_text
+from optimize.scratch import scratch_folder
 from optimize.screen import Screening
 from optimize.serve import SCRIPT, script
 from optimize.store import Store
@@ -59,6 +61,8 @@ from optimize.worker import granted_cpus
 CHECK_SAMPLES = 4
 # Shares of the time limit: building ends in time to measure, measuring in time to confirm.
 BUILD_SHARE, SCREEN_SHARE = 0.5, 0.8
+# A pass may load torch, a quantizer and a few copies of a model.
+JOB_BYTES, MOST_JOBS = 4 << 30, 8
 _PACKAGES = (
     "tailfit onnxruntime onnx onnxscript torch transformers numpy openvino nncf neural-compressor "
     "torchao torch-pruning onnxruntime-tools"
@@ -101,7 +105,7 @@ class _Run:
     settings: Settings
     folder: Path
     started: float
-    child: Child = field(default_factory=Child)
+    children: Children = field(default_factory=Children)
     source: Source | None = None
     prepared: Prepared | None = None
     screening: Screening | None = None
@@ -136,19 +140,25 @@ def run(request: Request, observer: Observer | None = None, target: Target | Non
         threads=request.threads or min(device.granted_cores, len(request.cpus or ()) or 10**6),
         cpus=request.cpus or tuple(granted_cpus()),
     )
-    folder = Path(tempfile.mkdtemp(prefix="optimize-"))
-    state = _Run(request, target, device, settings, folder, time.monotonic())
-    if request.cache is not None:
-        state.store = Store(request.cache, report=state.notes.append)
-    try:
-        return _finish(state, _attempt(state, folder, observer))
-    finally:
-        state.child.close()
-        if state.screening:
-            state.screening.close()
-        if state.store:
-            state.store.close()
-        shutil.rmtree(folder, ignore_errors=True)
+    with scratch_folder(Path(tempfile.gettempdir()), "optimize-run-") as folder:
+        state = _Run(request, target, device, settings, folder, time.monotonic())
+        state.children = Children(_jobs(request, device))
+        if request.cache is not None:
+            state.store = Store(request.cache, report=state.notes.append)
+        try:
+            return _finish(state, _attempt(state, folder, observer))
+        finally:
+            state.children.close()
+            if state.screening:
+                state.screening.close()
+            if state.store:
+                state.store.close()
+
+
+def _jobs(request: Request, device: Device) -> int:
+    """How many passes may run at once: as many as there are cores, and memory for their models."""
+    memory = (device.memory_bytes or 8 << 30) // JOB_BYTES
+    return request.jobs or max(1, min(device.granted_cores, memory, MOST_JOBS))
 
 
 def _attempt(state: _Run, folder: Path, observer: Observer) -> BaseException | None:
@@ -187,7 +197,7 @@ def _stages(state: _Run, folder: Path, observer: Observer) -> None:
     screening.close()
     if not request.as_is:
         observer.stage("explain", 0)
-        screening.explain(state.child, state.device.isa, state.limits(SCREEN_SHARE))
+        screening.explain(state.children, state.device.isa, state.limits(SCREEN_SHARE))
     screening.confirm(state.limits(1.0), observer)
 
 
@@ -212,18 +222,24 @@ def _build(state: _Run, folder: Path, observer: Observer) -> list[Variant]:
     state.order = [str(chain) for chain in chains]
     observer.stage("build", len(chains))
     built = []
-    for number, chain in enumerate(chains):
-        observer.step(number, str(chain))
-        if variant := _built(state, builder, chain, state.limits(BUILD_SHARE)):
+    for number, variant in enumerate(_each(state, builder, chains)):
+        observer.step(number + 1, str(variant.chain))
+        if _taken(state, variant):
             built.append(variant)
     return built + _steps(state, builder, built)
+
+
+def _each(state: _Run, builder: Builder, chains: Sequence[Chain]) -> Iterator[Variant]:
+    """Build chains on all cores that are to help, and give them in their order."""
+    with state.children.threads(len(chains)) as pool:
+        yield from pool.map(partial(_built, builder, state.limits(BUILD_SHARE)), chains)
 
 
 def _executor(state: _Run) -> Execute:
     """Run passes in the child, through the cache if there is one."""
 
     def execute(step: Pass, model: Model, context: Context) -> PassResult:
-        return _run_pass(state.child, step, model, context)
+        return _run_pass(state.children, step, model, context)
 
     return Remembered(state.store, execute, versions()) if state.store else execute
 
@@ -232,7 +248,7 @@ def _exporter(state: _Run) -> Callable[..., Exported]:
     """Export in the child, through the cache if there is one."""
 
     def export(*given: Any) -> Exported:
-        return state.child.call(load_and_export, *given)
+        return state.children.call(load_and_export, *given)
 
     return RememberedExport(state.store, export, versions()) if state.store else export
 
@@ -243,36 +259,36 @@ def _records(state: _Run) -> Records:
     return Records(state.store, common, fresh=state.request.fresh)
 
 
-def _built(state: _Run, builder: Builder, chain: Chain, limits: Limits) -> Variant | None:
-    """Build one chain; what gives no new artefact becomes a row at once."""
+def _built(builder: Builder, limits: Limits, chain: Chain) -> Variant:
     if limits.expired:
-        variant = Variant(chain, None, "skipped", "the time limit left no time to build it")
-    else:
-        variant = builder.build(chain)
-    served = (chain.runtime, variant.model.identity) if variant.model else None
+        return Variant(chain, None, "skipped", "the time limit left no time to build it")
+    return builder.build(chain)
+
+
+def _taken(state: _Run, variant: Variant) -> bool:
+    """Whether a variant is to be measured; what gives no new artefact becomes a row at once."""
+    served = (variant.chain.runtime, variant.model.identity) if variant.model else None
     if served in state.served:
         reason = f"the same artefact as {state.served[served]}"
-        variant = Variant(chain, None, "skipped", reason, variant.notes, variant.seconds)
+        variant = replace(variant, model=None, problem="skipped", reason=reason)
     if variant.model is None or served is None:
         state.unbuilt.append(_unbuilt(variant))
-        return None
+        return False
     state.served[served] = variant.name
     state.artefacts[variant.name] = variant.model
-    return variant
+    return True
 
 
 def _steps(state: _Run, builder: Builder, built: Sequence[Variant]) -> list[Variant]:
     """What stands between a chain's passes, to show what each of them changes."""
+    prefixes = {str(p): p for variant in built for p in variant.chain.prefixes()}
+    wanted = [prefix for name, prefix in prefixes.items() if name not in state.artefacts]
     steps: list[Variant] = []
-    for variant in built:
-        for prefix in variant.chain.prefixes():
-            if str(prefix) in state.artefacts or state.limits(BUILD_SHARE).expired:
-                continue
-            step = builder.build(prefix)
-            served = (prefix.runtime, step.model.identity) if step.model else None
-            if served is not None and served not in state.served:
-                state.served[served] = step.name
-                steps.append(replace(step, step=True))
+    for step in _each(state, builder, wanted):
+        served = (step.chain.runtime, step.model.identity) if step.model else None
+        if served is not None and served not in state.served:
+            state.served[served] = step.name
+            steps.append(replace(step, step=True))
     return steps
 
 
@@ -285,8 +301,8 @@ def _mix(state: _Run, screening: Screening, observer: Observer) -> None:
     def attempt(chain: Chain) -> VariantReport | None:
         observer.step(0, str(chain))
         state.order.append(str(chain))
-        variant = _built(state, builder, chain, limits)
-        return screening.evaluate(variant, limits) if variant else None
+        variant = _built(builder, limits, chain)
+        return screening.evaluate(variant, limits) if _taken(state, variant) else None
 
     observer.stage("mixed precision", 0)
     for ladder in mixed.ladders(screening.rows(), state.request.everything):
@@ -330,9 +346,9 @@ def _labels(request: Request) -> list[str]:
     return names
 
 
-def _run_pass(child: Child, step: Pass, model: Model, context: Context) -> PassResult:
+def _run_pass(children: Children, step: Pass, model: Model, context: Context) -> PassResult:
     try:
-        return child.call(step, model, context)
+        return children.call(step, model, context)
     except ChildDied as error:
         raise PassFailed(f"{step}: {error}") from error
 

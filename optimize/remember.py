@@ -56,7 +56,8 @@ class Remembered:
                 return _recall(entry, model)
             what = f"{step} of {model.digest[:12]}"
             try:
-                result = self._execute(step, model, context)
+                with self._store.turn(shared=True, deadline=context.deadline):
+                    result = self._execute(step, model, context)
             except NotApplicable as refusal:
                 if not _late(context):
                     self._store.put(key, b"", {"what": what, "refusal": str(refusal)})

@@ -54,6 +54,7 @@ class Request:
         rivals: further models to judge beside ``model``, with ``as_is``.
         labels: names for ``model`` and ``rivals``; empty for their files' names.
         cache: the folder that work is kept in between runs; None for none.
+        jobs: passes that may run at once; None for what cores and memory allow.
         fresh: whether what earlier runs measured is forgotten.
         reference_only: whether ``model`` is timed for comparison and cannot be chosen.
     """
@@ -87,6 +88,7 @@ class Request:
     labels: tuple[str, ...] = ()
     reference_only: bool = False
     cache: Path | None = None
+    jobs: int | None = None
     fresh: bool = False
 
     def __post_init__(self) -> None:
@@ -107,6 +109,7 @@ class Request:
             ("--threads", self.threads),
             ("--batch", self.batch),
             ("--max-samples", self.max_samples),
+            ("--jobs", self.jobs),
         ):
             if value is not None and value < 1:
                 raise InputError(f"{option} {value} is not at least 1")

@@ -19,7 +19,7 @@ from optimize.budgets.profile import Profile, paired_ratio, percentile_bounds
 from optimize.budgets.verdict import Requirement, Status, Verdict, judge, weigh
 from optimize.build import Variant
 from optimize.candidate import Candidate, row
-from optimize.child import Child
+from optimize.child import Child, Children
 from optimize.choose import rank
 from optimize.errors import InputError, WorkerError
 from optimize.explain import Explainer, Subject
@@ -162,7 +162,7 @@ class Screening:
         """What was measured of every variant, as its row shows it."""
         return {c.contender.name: c.contender.profile for c in self._candidates if c.shown}
 
-    def explain(self, child: Child, isa: Sequence[str], limits: Limits) -> None:
+    def explain(self, child: Child | Children, isa: Sequence[str], limits: Limits) -> None:
         """Say of every variant that was profiled what limits it, and where its accuracy went."""
         samples, source = self.prepared.evaluation, self._candidates[0].subject
         explainer: Explainer | None = None  # it looks at the source, so only if it is needed
