@@ -36,6 +36,7 @@ def check_writable(folder: Path) -> None:
         )
     if folder.resolve() == Path.cwd():
         raise InputError(f"--out {folder} is the folder that you are in; name another")
+    _recover(folder)
     parent = _existing_parent(folder)
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"--out {folder} cannot be created: {parent} is not a writable folder")
@@ -193,12 +194,20 @@ def _swap(new: Path, folder: Path) -> None:
     if _exchanged(new, folder):
         return
     old = new.with_name("old")
-    folder.rename(old)
+    folder.rename(old)  # killed here, `_recover` brings it back
     try:
         new.rename(folder)
     except OSError:
         old.rename(folder)
         raise
+
+
+def _recover(folder: Path) -> None:
+    """Put an earlier result back that a killed run had moved out of the way."""
+    if not folder.exists():
+        for old in folder.parent.glob(f".{folder.name}.*/old"):
+            old.rename(folder)
+            return
 
 
 def _exchanged(first: Path, second: Path) -> bool:
