@@ -217,7 +217,7 @@ def compare_command(
     batch: Batch = None,
     confidence: Confidence = 0.99,
     time_limit: TimeLimit = "30m",
-    max_samples: MaxSamples = 1000,
+    max_samples: MaxSamples = 5000,
     strict_floor: StrictFloor = False,
     pre: Pre = None,
     post: Post = None,

@@ -151,8 +151,7 @@ class Screening:
             if best.verdict and best.verdict.status == "kept":
                 self.chosen = best.variant.name
                 return
-            if self._best() is None:
-                self._revive(limits, observer)
+            self._revive(limits, observer)
 
     def rows(self) -> list[VariantReport]:
         """What is known now about every variant that was built."""
