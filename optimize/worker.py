@@ -118,6 +118,7 @@ _MEMORY = {
 
 
 GRAPH_LEVEL = "graph_optimization_level"
+SHAPES = "input_shapes"
 
 
 def session_options(config: dict[str, str], threads: int) -> Any:
@@ -213,6 +214,12 @@ class OnnxRuntime:
                 yield details["op_name"], node, event["dur"] * 1000, details.get("provider", "")
 
 
+def shapes(text: str) -> dict[str, list[int]]:
+    """What the key ``input_shapes`` holds: ``NAME=1x128;...`` as a shape for each input."""
+    pairs = (part.rpartition("=") for part in text.split(";") if part)
+    return {name: [int(dim) for dim in dims.split("x") if dim] for name, _, dims in pairs}
+
+
 class OpenVino:
     """A model in OpenVINO, which reads ONNX and its own format."""
 
@@ -231,7 +238,10 @@ class OpenVino:
             "PERF_COUNT": profile is not None,
             **job["config"],
         }
-        compiled = core.compile_model(core.read_model(job["model"]), job["provider"], wanted)
+        model = core.read_model(job["model"])
+        if SHAPES in wanted:
+            model.reshape(shapes(wanted.pop(SHAPES)))
+        compiled = core.compile_model(model, job["provider"], wanted)
         devices = list(compiled.get_property("EXECUTION_DEVICES"))
         if devices != [job["provider"]]:
             raise RuntimeError(f"asked for {job['provider']}, OpenVINO took {', '.join(devices)}")
