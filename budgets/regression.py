@@ -25,7 +25,7 @@ from optimize.errors import InputError
 State = Literal["held", "slower", "open"]
 JUDGED = ("p50", "p99")
 # The interval is looked at after 12, 24, 48, ... chunks; the error is shared by the looks.
-FIRST_LOOK, LOOKS = 12, 6
+FIRST_LOOK, LOOKS = 12, 8
 MOST_CHUNKS = FIRST_LOOK * 2 ** (LOOKS - 1)
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*(%?)")
 CHUNK_CALLS, FEWEST_CALLS, CHUNK_NS = 100, 20, 1_000_000_000
@@ -66,7 +66,9 @@ def parse_loss(text: str) -> Loss | None:
         return None
     match = _NUMBER.fullmatch(text.strip())
     if match is None:
-        raise InputError(f"metric tolerance {text!r} is no loss; write for example 0.01, 1% or none")
+        raise InputError(
+            f"metric tolerance {text!r} is no loss; write for example 0.01, 1% or none"
+        )
     return Loss(float(match[1]) / (100 if match[2] else 1), bool(match[2]))
 
 
@@ -117,7 +119,8 @@ def ratios(
     """The ratio of every percentile that is judged.
 
     Args:
-        baseline, model: latencies in nanoseconds, shape (chunks, calls), chunk by chunk in pairs.
+        baseline: its latencies in nanoseconds, shape (chunks, calls).
+        model: the same of the model, chunk by chunk in pairs with the baseline's.
         tolerance: the share by which the model may be slower.
         confidence: of the decision as a whole: both ends of all percentiles at all looks.
     """

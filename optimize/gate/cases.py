@@ -120,9 +120,7 @@ def _of(
 ) -> list[Case]:
     everywhere = tuple(budgets.get(ANY, ()))
     bound = [target for target in budgets if target in asked]
-    found = [
-        Case(name, t, line, (*everywhere, *budgets[t])) for t in bound if wrong[t] is None
-    ]
+    found = [Case(name, t, line, (*everywhere, *budgets[t])) for t in bound if wrong[t] is None]
     if everywhere and not found:
         found.append(Case(name, None, line, everywhere))
     return found + [

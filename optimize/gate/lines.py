@@ -39,10 +39,10 @@ def _search(text: str, path: Sequence[str | int]) -> int | None:
 
 def _holds(document: Any, path: Sequence[str | int]) -> bool:
     for key in path:
-        if isinstance(document, dict) and key in document:
-            document = document[key]
-        elif isinstance(document, list) and isinstance(key, int) and key < len(document):
-            document = document[key]
-        else:
+        inside = isinstance(document, dict) and key in document
+        if isinstance(document, list) and isinstance(key, int):
+            inside = key < len(document)
+        if not inside:
             return False
+        document = document[key]
     return True

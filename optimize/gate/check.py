@@ -1,0 +1,205 @@
+"""Run every case, hold it against its baseline, and gather what became of all of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from optimize import output
+from optimize.errors import InputError, OptimizeError, first_cause
+from optimize.gate.against import FILE, find, hold_against
+from optimize.gate.cases import Case, Overrides, cases, gate, request
+from optimize.gate.config import Declared
+from optimize.gate.outcome import (
+    Finding,
+    Outcome,
+    elsewhere,
+    of_result,
+    refused,
+    with_finding,
+    with_regression,
+    worst,
+)
+from optimize.pipeline import Observer, run
+from optimize.report import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_KEPT, Result
+from optimize.request import Request
+from optimize.targets.base import Target
+from optimize.targets.local import LocalTarget
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be checked.
+
+    Attributes:
+        names: of models; empty for all.
+        targets: whose budgets count; empty for all that are declared.
+        overrides: what the command line says instead of the file.
+        against: the baseline's folder; None for no comparison.
+        allow_new: whether a model without a baseline passes.
+    """
+
+    names: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    overrides: Overrides = field(default_factory=Overrides)
+    against: Path | None = None
+    allow_new: bool = False
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What became of all cases; ``left_out`` are models that no asked target concerns."""
+
+    outcomes: tuple[Outcome, ...]
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        """The worst of all."""
+        return worst([outcome.exit_code for outcome in self.outcomes])
+
+
+def check(
+    declared: Declared,
+    asked: Asked,
+    observer: Observer,
+    done: Callable[[Outcome], None] = lambda _: None,
+    target: Target | None = None,
+) -> Checked:
+    """Carry out all cases; what is wrong with one does not keep the others from being run.
+
+    Args:
+        declared: the file.
+        asked: what of it.
+        observer: is told how each run goes on.
+        done: is called with every outcome as soon as there is one.
+        target: where models run; None for this machine.
+
+    Raises:
+        InputError: what is asked for makes no sense for the file as a whole.
+    """
+    target = target or LocalTarget()
+    planned = cases(declared, asked.names, asked.targets, asked.overrides, target.device())
+    if not planned:
+        wanted = ", ".join(asked.targets)
+        raise InputError(f"no budget in {declared.file} is for --target {wanted}")
+    if asked.against is not None and not asked.against.is_dir():
+        raise InputError(f"--against {asked.against} is no folder; name one with results in it")
+    _refuse_shared_folders(declared, planned, asked)
+    outcomes: list[Outcome] = []
+    for case in planned:
+        outcome = _one(declared, case, asked, _Named(observer, case.label), target, len(planned))
+        outcomes.append(outcome)
+        done(outcome)
+        if outcome.exit_code == EXIT_INTERRUPTED:
+            break
+    judged = {case.name for case in planned}
+    names = asked.names or tuple(declared.config.models)
+    return Checked(tuple(outcomes), tuple(name for name in names if name not in judged))
+
+
+@dataclass
+class _Named:
+    """Puts the name of the case before every stage."""
+
+    inner: Observer
+    label: str
+
+    def stage(self, name: str, total: int) -> None:
+        self.inner.stage(f"{self.label}: {name}", total)
+
+    def step(self, done: float, text: str) -> None:
+        self.inner.step(done, text)
+
+    def note(self, text: str) -> None:
+        self.inner.note(f"{self.label}: {text}")
+
+
+def _one(
+    declared: Declared, case: Case, asked: Asked, observer: Observer, target: Target, count: int
+) -> Outcome:
+    if case.elsewhere is not None:
+        return elsewhere(case)
+    begun = time.monotonic()
+    try:
+        wanted = request(declared, case, asked.overrides)
+        baseline = _baseline(case, asked, wanted, count == 1)
+        result = run(wanted, observer, target)
+        outcome = of_result(case, result)
+        if asked.against is not None and outcome.exit_code == EXIT_KEPT:
+            outcome = _held(declared, outcome, asked, wanted, baseline, result, observer, target)
+    except InputError as error:
+        outcome = refused(case, str(error))
+    except OptimizeError as error:
+        outcome = refused(case, str(error), EXIT_INTERNAL)
+    except KeyboardInterrupt:
+        outcome = refused(case, "interrupted", EXIT_INTERRUPTED)
+    except Exception as error:  # noqa: BLE001  one case must not hide the others' results
+        outcome = refused(case, f"internal error: {first_cause(error)}", EXIT_INTERNAL)
+    return replace(outcome, seconds=time.monotonic() - begun)
+
+
+def _baseline(case: Case, asked: Asked, wanted: Request, alone: bool) -> Path | InputError | None:
+    """The baseline's folder, or why there is none, which is told beside the verdict.
+
+    Raises:
+        InputError: the run would overwrite it.
+    """
+    if asked.against is None:
+        return None
+    try:
+        found = find(asked.against, case.label, case.name, alone)
+    except InputError as error:
+        return error
+    if wanted.folder is not None and found.resolve() == wanted.folder.resolve():
+        raise InputError(
+            f"the baseline {found} is the folder that this run writes; "
+            "copy it elsewhere, or write to another folder with --out"
+        )
+    return found
+
+
+def _held(
+    declared: Declared,
+    outcome: Outcome,
+    asked: Asked,
+    wanted: Request,
+    baseline: Path | InputError | None,
+    result: Result,
+    observer: Observer,
+    target: Target,
+) -> Outcome:
+    """Compare with the baseline; that it cannot be used is one more finding."""
+    if isinstance(baseline, InputError) or baseline is None:
+        if asked.allow_new:
+            return with_finding(outcome, Finding("baseline", "passed", "new: there is none"))
+        advice = "; --allow-new lets models without a baseline pass"
+        return with_finding(outcome, Finding("baseline", "error", f"{baseline}{advice}"))
+    observer.stage("compare with the baseline", 1)
+    limits = gate(declared, outcome.case, asked.overrides)
+    try:
+        found = hold_against(baseline, wanted, result, limits, target, observer.step)
+    except InputError as error:
+        return with_finding(outcome, Finding("baseline", "error", str(error)))
+    if result.folder is not None:
+        output.add(result.folder, {FILE: found.to_json()})
+    return with_regression(outcome, found)
+
+
+def _refuse_shared_folders(declared: Declared, planned: Sequence[Case], asked: Asked) -> None:
+    seen: dict[Path, str] = {}
+    for case in planned:
+        try:
+            folder = request(declared, case, asked.overrides).folder
+        except InputError:
+            continue  # told with the case's own outcome
+        if folder is None or case.elsewhere is not None:
+            continue
+        other = seen.setdefault(folder.resolve(), case.label)
+        if other != case.label:
+            raise InputError(
+                f"{other} and {case.label} would both write {folder}; give one of them "
+                f"another out in {declared.file}"
+            )
