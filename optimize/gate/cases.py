@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -138,7 +137,7 @@ def request(declared: Declared, case: Case, overrides: Overrides) -> Request:
     folder = declared.file.parent
 
     def placed(text: str | None) -> str | None:
-        return None if text is None else os.path.join(folder, text)  # noqa: PTH118  of references
+        return None if text is None else str(folder / text)
 
     metric = said.metric
     floor = Floor.parse(said.floor) if said.floor else None

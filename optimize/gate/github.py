@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from html import escape
 from pathlib import Path
 
 from optimize.gate.check import Checked
@@ -36,7 +37,7 @@ def _lines(checked: Checked) -> Iterator[str]:
 
 def _findings(outcome: Outcome) -> Iterator[str]:
     shown = " open" if outcome.state != "passed" else ""
-    yield f"<details{shown}><summary>{escaped(outcome.case.label)}</summary>"
+    yield f"<details{shown}><summary>{escape(outcome.case.label)}</summary>"
     yield ""
     for finding in outcome.findings:
         sign = _SIGNS[finding.state]

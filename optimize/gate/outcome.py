@@ -182,4 +182,7 @@ def _promise(text: str, fact: Fact | None) -> Finding:
 
 
 def _clean(finding: Finding) -> Finding:
-    return replace(finding, detail=without_paths(" ".join(finding.detail.split())))
+    """One line that any log can show, without this machine's folders."""
+    text = without_paths(" ".join(finding.detail.split()))
+    shown = "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
+    return replace(finding, detail=shown)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
+import made_reports
 import pytest
-from made_reports import report as made_report
 
 from optimize.budgets.accuracy import Accuracy
 from optimize.budgets.regression import Ratio
@@ -88,14 +88,19 @@ def test_a_regression_is_a_finding(
     assert [finding.state for finding in outcome.findings[1:]] == states
 
 
-def test_every_promise_of_a_report_is_a_finding() -> None:
-    report = made_report()
+@pytest.mark.parametrize(
+    ("name", "state", "code"),
+    [("one", "passed", 0), ("many", "passed", 0), ("none_kept", "failed", 1),
+     ("undecided", "undecided", 3)],
+)  # fmt: skip
+def test_every_promise_of_a_report_is_a_finding(name: str, state: str, code: int) -> None:
+    report = getattr(made_reports, name)().report
     outcome = of_result(CASE, Result(report, None, None))
     names = [finding.name for finding in outcome.findings]
-    assert names[0] == "kept"
-    assert names[1 : 1 + len(report.budgets)] == [budget.text for budget in report.budgets]
-    assert outcome.exit_code == report.exit_code
-    assert {finding.state for finding in outcome.findings} == {"passed"}
+    floor = [f"floor {report.floor.text}"] if report.floor else []
+    assert names == ["kept", *(budget.text for budget in report.budgets), *floor]
+    assert outcome.findings[0].state == state
+    assert (outcome.state, outcome.exit_code) == (state, code)
 
 
 def elements(text: bytes, name: str) -> Iterator[ElementTree.Element]:
@@ -123,9 +128,11 @@ def test_junit_counts_what_did_not_pass_and_survives_any_text() -> None:
 def test_a_summary_shows_every_case_and_brings_no_markup_to_life() -> None:
     away = elsewhere(Case("a|b", "prod", 3, ("p99=20ms",), "@team <script>"))
     text = github.summary(Checked((passed(), away, refused(CASE, NASTY)), ("other",)))
-    assert "1 of 3 passed; error: net; undecided: a\\|b&#64;prod\\. Not asked for: other" in text
+    assert "1 of 3 passed; error: net; undecided: a\\|b&#64;prod. Not asked for: other" in text
     assert "<script>" not in text
     assert "<b>" not in text
+    assert "<summary>a|b@prod</summary>" in text
+    assert "\x1b" not in text
     assert "/home" not in text
     assert text.count("<details open>") == 2
     assert text.count("<details>") == 1
