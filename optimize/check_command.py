@@ -24,7 +24,7 @@ EXIT_USAGE = 2
 
 def check_command(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="Of models; all without.")
+        list[str] | None, typer.Argument(metavar="NAME", help="Of models; all without.")
     ] = None,
     config: Annotated[
         str | None,
@@ -238,7 +238,7 @@ def _tell(checked: Checked, declared: Declared, junit: Path | None, quiet: bool)
     else:
         show(checked, _console())
     if _on_github():
-        for line in github.annotations(checked, declared.file):
+        for line in github.errors(checked, declared.file):
             typer.echo(line)
     summary = os.environ.get("GITHUB_STEP_SUMMARY")
     if summary:

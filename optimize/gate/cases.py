@@ -104,7 +104,7 @@ def cases(
     if HERE in targets:
         asked |= {name for name in known if wrong[name] is None}
     found: list[Case] = []
-    for name in names or models:
+    for name in dict.fromkeys(names) or models:
         budgets = _options(declared, name, overrides).budget or {}
         found += _of(name, declared.line("models", name), budgets, asked, wrong)
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -137,6 +138,7 @@ def _one(
     except KeyboardInterrupt:
         outcome = refused(case, "interrupted", EXIT_INTERRUPTED)
     except Exception as error:  # noqa: BLE001  one case must not hide the others' results
+        observer.note("".join(traceback.format_exception(error)))
         outcome = refused(case, f"internal error: {first_cause(error)}", EXIT_INTERNAL)
     return replace(outcome, seconds=time.monotonic() - begun)
 
@@ -181,7 +183,7 @@ def _held(
     limits = gate(declared, outcome.case, asked.overrides)
     try:
         found = hold_against(baseline, wanted, result, limits, target, observer.step)
-    except InputError as error:
+    except OptimizeError as error:
         return with_finding(outcome, Finding("baseline", "error", str(error)))
     if result.folder is not None:
         output.add(result.folder, {FILE: found.to_json()})

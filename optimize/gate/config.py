@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 FILE, PROJECT = "optimize.toml", "pyproject.toml"
 TOOL = ("tool", "optimize")
 Path_ = tuple[str | int, ...]
+# Folders and test cases are called so.
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True)
@@ -230,6 +233,11 @@ def _contradictions(declared: Declared) -> Iterator[Fault]:
     from optimize.gate.schema import ANY, HERE
 
     config, file = declared.config, declared.file
+    for table, name in [*(("targets", n) for n in config.targets),
+                        *(("models", n) for n in config.models)]:  # fmt: skip
+        if not _NAME.fullmatch(name):
+            line = declared.line(table, name)
+            yield Fault(file, line, f"{table}.{name}: a name has letters, digits, dots, - and _")
     for name in config.targets:
         line = declared.line("targets", name)
         if name in (ANY, HERE):

@@ -46,7 +46,7 @@ def _findings(outcome: Outcome) -> Iterator[str]:
     yield "</details>"
 
 
-def annotations(checked: Checked, file: Path) -> Iterator[str]:
+def errors(checked: Checked, file: Path) -> Iterator[str]:
     """An error at the declaration of every model that did not pass."""
     for outcome in checked.outcomes:
         for finding in outcome.findings:

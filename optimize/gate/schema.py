@@ -158,7 +158,9 @@ class Config(Section):
         json_schema_extra={"$schema": "https://json-schema.org/draft/2020-12/schema"},
     )  # fmt: skip
 
-    defaults: Options = Field(default_factory=Options, description="For all models.")
+    defaults: Options = Field(
+        default_factory=Options.model_construct, description="For all models."
+    )
     targets: dict[str, TargetSection] = Field({}, description="Devices that budgets are bound to.")
     models: dict[str, ModelSection] = Field(
         min_length=1, description="The declared models by name."

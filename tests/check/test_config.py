@@ -27,7 +27,7 @@ GOOD = '[models.digits]\nsource = "net.onnx"\nbudget = "p99=20ms"\n'
 def faults(declare: Declare, text: str, name: str = "optimize.toml") -> list[str]:
     with pytest.raises(ConfigError) as caught:
         declare(text, name)
-    return [str(fault).rpartition("/")[2] for fault in caught.value.faults]
+    return [str(fault).removeprefix(f"{fault.file.parent}/") for fault in caught.value.faults]
 
 
 @pytest.mark.parametrize(
@@ -59,6 +59,8 @@ def faults(declare: Declare, text: str, name: str = "optimize.toml") -> list[str
         (GOOD + '[targets.prod]\ncores = 2\ncpuu = "*"\n', 6, "did you mean cpu?"),
         (GOOD + '[targets.prod]\nmin_memory = "8"\n', 5, "has no unit; write one of kB, MB, GB"),
         (GOOD + "[default]\nthreads = 1\n", 4, "default is not known; did you mean defaults?"),
+        (GOOD.replace("digits", '"../up"'), 1, "a name has letters, digits, dots, - and _"),
+        (GOOD + '[targets."a@b"]\ncores = 2\n', 4, "a name has letters, digits"),
         (GOOD + "[models.digits]\n", 4, "this is not TOML"),
         (GOOD + 'data = "val\n', 4, "this is not TOML"),
     ],

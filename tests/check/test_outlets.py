@@ -140,7 +140,7 @@ def test_a_summary_shows_every_case_and_brings_no_markup_to_life() -> None:
 
 def test_annotations_point_to_the_declaration_and_are_escaped() -> None:
     outcome = with_finding(refused(CASE, "50% of,\nit"), Finding("p99=20ms", "failed", "slow"))
-    lines = list(github.annotations(Checked((passed(), outcome)), Path("ci/optimize.toml")))
+    lines = list(github.errors(Checked((passed(), outcome)), Path("ci/optimize.toml")))
     assert lines == [
         "::error file=ci/optimize.toml,line=3,title=net%3A kept::50%25 of, it",
         "::error file=ci/optimize.toml,line=3,title=net%3A p99=20ms::slow",
