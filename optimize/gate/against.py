@@ -138,55 +138,148 @@ def hold_against(
         say: is told how far it is, of 1, and what happens.
 
     Raises:
-        InputError: the baseline holds no model, takes other inputs, or does not run here.
-        WorkerError: the result's own model does not run any more.
+        InputError: the baseline holds no model or takes other inputs, or one does not run here.
     """
     with ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="optimize-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        comparison = _Comparison(baseline, request, result, gate, target, say, folder)
+        return comparison.run(stack)
+
+
+@dataclass
+class _Comparison:
+    """One comparison: see :func:`hold_against`; ``folder`` is for its files."""
+
+    baseline: Path
+    request: Request
+    result: Result
+    gate: Gate
+    target: Target
+    say: Say
+    folder: Path
+
+    def __post_init__(self) -> None:
+        limit = self.request.time_limit_s
+        self._limits = Limits(deadline=None if limit is None else time.monotonic() + limit)
+
+    def run(self, stack: ExitStack) -> Regression:
+        """Measure both; their processes end with ``stack``."""
+        self.say(0.0, "the baseline")
+        prepared = self._prepare(stack)
+        sides = self._open(prepared, stack)
+        accuracy, gap = self._accuracy(*sides, prepared)
+        chunks = self._time(*sides, len(prepared.latency))
+        lost = self.gate.loss or Loss(0.0)
+        return Regression(
+            baseline=sides[0].model.digest,
+            ratios=ratios(*chunks, self.gate.tolerance, self.request.confidence),
+            accuracy=accuracy,
+            loss=lost.of(accuracy.source_value if accuracy else 0.0),
+            gap=gap,
+            calls=chunks[0].size,
+        )
+
+    def _prepare(self, stack: ExitStack) -> Prepared:
         child = Child()
         stack.callback(child.close)
-        say(0.0, "the baseline")
-        return _compare(baseline, request, result, gate, target, say, folder, child, stack)
+        standard = _standard(self.request, self.result)
+        return prepare(standard, detect(standard.model), self.folder, child)
 
+    def _open(self, prepared: Prepared, stack: ExitStack) -> tuple[_Side, _Side]:
+        """Load both models, and take their outputs."""
+        assert self.result.folder is not None  # a model that was kept is written
+        signature = prepared.exported.model.signature
+        old, old_runtime = output.read_artefact(self.baseline, signature)
+        new, new_runtime = output.read_artefact(self.result.folder, signature)
+        _same_interface(old.signature, new.signature, self.baseline)
+        inputs = write_inputs(prepared.latency, self.folder / "inputs")
+        before = self._side("baseline", old, old_runtime, inputs)
+        now = self._side("model", new, new_runtime, inputs)
+        for side in (before, now):
+            stack.callback(side.contender.close)
+            self._start(side, prepared)
+        return before, now
 
-def _compare(
-    baseline: Path,
-    request: Request,
-    result: Result,
-    gate: Gate,
-    target: Target,
-    say: Say,
-    folder: Path,
-    child: Child,
-    stack: ExitStack,
-) -> Regression:
-    standard = _standard(request, result)
-    prepared = prepare(standard, detect(standard.model), folder, child)
-    signature = prepared.exported.model.signature
-    old, old_runtime = output.read_artefact(baseline, signature)
-    assert result.folder is not None  # a model that was kept is written
-    new, new_runtime = output.read_artefact(result.folder, signature)
-    _same_interface(old.signature, new.signature, baseline)
-    inputs = write_inputs(prepared.latency, folder / "inputs")
-    limits = _limits(request)
-    sides = []
-    for what, model, runtime in (("baseline", old, old_runtime), ("model", new, new_runtime)):
-        job = _job(request, model, runtime, inputs, folder / what, target)
-        side = _Side(what, model, Contender(what, job), {})
-        stack.callback(side.contender.close)
-        _start(side, prepared, target, limits)
-        sides.append(side)
-    accuracy, gap = _accuracy(sides[0], sides[1], baseline, request, prepared, gate)
-    chunks = _time(sides[0], sides[1], len(prepared.latency), request, gate, limits, say)
-    return Regression(
-        baseline=old.digest,
-        ratios=ratios(*chunks, gate.tolerance, request.confidence),
-        accuracy=accuracy,
-        loss=(gate.loss or Loss(0.0)).of(accuracy.source_value if accuracy else 0.0),
-        gap=gap,
-        calls=chunks[0].size,
-    )
+    def _side(self, what: str, model: Model, runtime: str, inputs: Path) -> _Side:
+        request, signature = self.request, model.signature
+        cores = min(self.target.device().granted_cores, len(request.cpus or ()) or 10**6)
+        settings = Settings(
+            runtime, find_runtime(runtime).provider, request.threads or cores, request.cpus,
+            model.config,
+        )  # fmt: skip
+        names = (tuple(s.name for s in signature.inputs), tuple(s.name for s in signature.outputs))
+        scratch = self.folder / what
+        job = Job(model.path, inputs, scratch, settings, names, request.pre, request.post)
+        return _Side(what, model, Contender(what, job), {})
+
+    def _start(self, side: _Side, prepared: Prepared) -> None:
+        """Load a model in processes of its own, take its outputs, and warm it up."""
+        contender = side.contender
+        try:
+            open_worker(self.target, contender, self._limits)
+            found = collect_outputs(contender, len(prepared.evaluation), self._limits)
+            side.outputs = prepared.per_sample(found)
+            memory = self.target.device().memory_bytes or 8 << 30
+            spare = MEMORY_SHARE * memory / 2 - contender.rss_bytes * FRESH_PROCESSES
+            # A process may be slow by the chance of where its memory lies; three average that out.
+            for _ in range(FRESH_PROCESSES - 1 if spare > 0 else 0):
+                open_worker(self.target, contender, self._limits)
+            warm_up(contender, self._limits)
+        except WorkerError as error:
+            raise InputError(f"the {side.what} does not run here: {error}") from error
+
+    def _accuracy(
+        self, old: _Side, new: _Side, prepared: Prepared
+    ) -> tuple[Accuracy | None, str | None]:
+        """The metric of both on the same samples, or why that says nothing."""
+        metric = prepared.metric
+        if self.gate.loss is None:
+            return None, None
+        standard: Outputs = {}
+        if metric.name == COSINE:
+            manifest = json.loads((self.baseline / output.MANIFEST).read_text(encoding="utf-8"))
+            if manifest["source_digest"] != self.result.report.source.digest:
+                return None, (
+                    "cosine compares with the source, which is another one now; "
+                    'declare a metric with labels, or metric_tolerance = "none"'
+                )
+            standard = _reference(prepared)
+        scores = [metric.score(side.outputs, prepared.labels, standard) for side in (new, old)]
+        return compare(metric, scores[0], scores[1], self.request.confidence), None
+
+    def _time(self, old: _Side, new: _Side, samples: int) -> tuple[Array, Array]:
+        """Time both chunk by chunk until it is decided who is slower, or the limits are reached.
+
+        Returns:
+            Latencies of the baseline and of the model, each of shape (chunks, calls).
+        """
+        pair = (old.contender, new.contender)
+        call_ns = max(contender.call_ns for contender in pair)
+        for contender in pair:
+            contender.call_ns = call_ns  # so that their blocks are of the same number of calls
+        blocks = max(2, math.ceil(chunk_calls(call_ns) / block_calls(call_ns)))
+        rng = np.random.default_rng(self.request.seed)
+        canaries: list[int] = []
+        found: list[tuple[Array, Array]] = []
+        while len(found) < MOST_CHUNKS and not self._limits.expired:
+            for _ in range(blocks):
+                seed = int(rng.integers(2**32))
+                for index in rng.permutation(2):
+                    # The same seed for both: the same inputs in the same order.
+                    drawn = np.random.default_rng(seed)
+                    time_block(pair[index], samples, self._limits, drawn, canaries)
+            found.append((_last(old, blocks), _last(new, blocks)))
+            self.say(len(found) / MOST_CHUNKS, f"{len(found) * blocks} blocks of each, in turns")
+            if is_look(len(found)) and self._decided(found):
+                break
+        if not found:
+            raise InputError("the time limit left no time to compare with the baseline")
+        return _stacked(found)
+
+    def _decided(self, found: list[tuple[Array, Array]]) -> bool:
+        chunks = _stacked(found)
+        return decided(ratios(*chunks, self.gate.tolerance, self.request.confidence))
 
 
 def _standard(request: Request, result: Result) -> Request:
@@ -195,11 +288,6 @@ def _standard(request: Request, result: Result) -> Request:
     if model is None or model.name != FILE_NAME or (floor and floor.metric == COSINE):
         return request
     return replace(request, model=model, arch=None)
-
-
-def _limits(request: Request) -> Limits:
-    limit = request.time_limit_s
-    return Limits(deadline=None if limit is None else time.monotonic() + limit)
 
 
 def _same_interface(old: Signature, new: Signature, baseline: Path) -> None:
@@ -228,107 +316,17 @@ def _alike(one: TensorSpec, two: TensorSpec) -> bool:
     )
 
 
-def _job(
-    request: Request, model: Model, runtime: str, inputs: Path, scratch: Path, target: Target
-) -> Job:
-    provider = find_runtime(runtime).provider
-    cores = min(target.device().granted_cores, len(request.cpus or ()) or 10**6)
-    settings = Settings(runtime, provider, request.threads or cores, request.cpus, model.config)
-    signature = model.signature
-    names = (tuple(s.name for s in signature.inputs), tuple(s.name for s in signature.outputs))
-    return Job(model.path, inputs, scratch, settings, names, request.pre, request.post)
-
-
-def _start(side: _Side, prepared: Prepared, target: Target, limits: Limits) -> None:
-    """Load a model in processes of its own, take its outputs, and warm it up."""
-    contender = side.contender
-    try:
-        open_worker(target, contender, limits)
-        found = collect_outputs(contender, len(prepared.evaluation), limits)
-        side.outputs = prepared.per_sample(found)
-        memory = target.device().memory_bytes or 8 << 30
-        spare = MEMORY_SHARE * memory / 2 - contender.rss_bytes * FRESH_PROCESSES
-        # A process may be slow by the chance of where its memory lies; three average that out.
-        for _ in range(FRESH_PROCESSES - 1 if spare > 0 else 0):
-            open_worker(target, contender, limits)
-        warm_up(contender, limits)
-    except WorkerError as error:
-        if side.what == "baseline":
-            raise InputError(f"the baseline does not run here: {error}") from error
-        raise
-
-
-def _accuracy(
-    old: _Side, new: _Side, baseline: Path, request: Request, prepared: Prepared, gate: Gate
-) -> tuple[Accuracy | None, str | None]:
-    """The metric of both on the same samples, or why that says nothing."""
-    metric = prepared.metric
-    if gate.loss is None:
-        return None, None
-    standard: Outputs = {}
-    if metric.name == COSINE:
-        manifest = json.loads((baseline / output.MANIFEST).read_text(encoding="utf-8"))
-        if manifest["source_digest"] != detect(request.model).digest:
-            return None, (
-                "cosine compares with the source, which is another one now; "
-                'declare a metric with labels, or metric_tolerance = "none"'
-            )
-        standard = _reference(prepared)
-    scores = [metric.score(side.outputs, prepared.labels, standard) for side in (new, old)]
-    return compare(metric, scores[0], scores[1], request.confidence), None
-
-
 def _reference(prepared: Prepared) -> Outputs:
     """The source's own outputs."""
     rows = run(prepared.exported.model, prepared.evaluation)
     return prepared.per_sample({name: [row[name] for row in rows] for name in rows[0]})
 
 
-def _time(
-    old: _Side,
-    new: _Side,
-    samples: int,
-    request: Request,
-    gate: Gate,
-    limits: Limits,
-    say: Say,
-) -> tuple[Array, Array]:
-    """Time both chunk by chunk until it is decided who is slower, or the limits are reached.
-
-    Returns:
-        Latencies of the baseline and of the model, each of shape (chunks, calls).
-    """
-    pair = (old.contender, new.contender)
-    call_ns = max(contender.call_ns for contender in pair)
-    for contender in pair:
-        contender.call_ns = call_ns  # so that their blocks are of the same number of calls
-    blocks = max(2, math.ceil(chunk_calls(call_ns) / block_calls(call_ns)))
-    rng = np.random.default_rng(request.seed)
-    canaries: list[int] = []
-    found: list[tuple[Array, Array]] = []
-    while len(found) < MOST_CHUNKS and not limits.expired:
-        for _ in range(blocks):
-            seed = int(rng.integers(2**32))
-            for index in rng.permutation(2):
-                # The same seed for both: the same inputs in the same order.
-                time_block(pair[index], samples, limits, np.random.default_rng(seed), canaries)
-        for side in (old, new):
-            if side.contender.error is not None:
-                raise InputError(f"the {side.what} failed while it was timed: "
-                                 f"{side.contender.error}")  # fmt: skip
-        found.append((_last(pair[0], blocks), _last(pair[1], blocks)))
-        say(len(found) / MOST_CHUNKS, f"{len(found) * blocks} blocks of each, in turns")
-        if is_look(len(found)):
-            so_far = _stacked(found)
-            if decided(ratios(*so_far, gate.tolerance, request.confidence)):
-                return so_far
-    if not found:
-        raise InputError("the time limit left no time to compare with the baseline")
-    return _stacked(found)
-
-
-def _last(contender: Contender, blocks: int) -> Array:
-    return np.concatenate([block.samples_ns for block in contender.profile.blocks[-blocks:]])
+def _last(side: _Side, blocks: int) -> Array:
+    """The calls of the last blocks, unless one of them failed."""
+    if side.contender.error is not None:
+        raise InputError(f"the {side.what} failed while it was timed: {side.contender.error}")
+    return np.concatenate([block.samples_ns for block in side.contender.profile.blocks[-blocks:]])
 
 
 def _stacked(found: list[tuple[Array, Array]]) -> tuple[Array, Array]:
