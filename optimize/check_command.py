@@ -228,6 +228,7 @@ def _observer(quiet: bool, verbose: bool) -> Iterator[Observer]:
 
 def _tell(checked: Checked, declared: Declared, junit: Path | None, quiet: bool) -> None:
     """Put the outcomes where they are looked for."""
+    from optimize.errors import InputError
     from optimize.gate import github
     from optimize.gate.junit import junit as document
     from optimize.gate.table import show
@@ -240,13 +241,23 @@ def _tell(checked: Checked, declared: Declared, junit: Path | None, quiet: bool)
     if _on_github():
         for line in github.errors(checked, declared.file):
             typer.echo(line)
-    summary = os.environ.get("GITHUB_STEP_SUMMARY")
-    if summary:
-        with Path(summary).open("a", encoding="utf-8") as stream:
-            stream.write(github.summary(checked))
+    if place := os.environ.get("GITHUB_STEP_SUMMARY"):
+        _summarize(Path(place), github.summary(checked))
     if junit is not None:
-        junit.parent.mkdir(parents=True, exist_ok=True)
-        junit.write_bytes(document(checked))
+        try:
+            junit.parent.mkdir(parents=True, exist_ok=True)
+            junit.write_bytes(document(checked))
+        except OSError as error:
+            raise InputError(f"--junit {junit} cannot be written: {error.strerror}") from error
+
+
+def _summarize(file: Path, text: str) -> None:
+    """Append to the job's summary; that it cannot be shown is no verdict on the models."""
+    try:
+        with file.open("a", encoding="utf-8") as stream:
+            stream.write(text)
+    except OSError as error:
+        typer.echo(f"optimize: the summary cannot be written: {error.strerror}", err=True)
 
 
 def _refuse_unwritable(junit: Path) -> None:

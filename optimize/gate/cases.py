@@ -89,7 +89,7 @@ def cases(
     ``targets`` all that the models name are asked for.
 
     Raises:
-        InputError: there is no model or target of a name.
+        InputError: there is no model or target of a name, or no budget is asked for.
     """
     models, known = declared.config.models, declared.config.targets
     for name in names:
@@ -107,6 +107,10 @@ def cases(
     for name in dict.fromkeys(names) or models:
         budgets = _options(declared, name, overrides).budget or {}
         found += _of(name, declared.line("models", name), budgets, asked, wrong)
+    if not found:
+        here = "; ".join(f"not {name}: {reason}" for name, reason in wrong.items() if reason)
+        raise InputError(f"nothing to judge: no budget is for --target {', '.join(targets)}; "
+                         f"this device is {here or 'every target'}")  # fmt: skip
     return found
 
 

@@ -83,9 +83,6 @@ def check(
     """
     target = target or LocalTarget()
     planned = cases(declared, asked.names, asked.targets, asked.overrides, target.device())
-    if not planned:
-        wanted = ", ".join(asked.targets)
-        raise InputError(f"no budget in {declared.file} is for --target {wanted}")
     if asked.against is not None and not asked.against.is_dir():
         raise InputError(f"--against {asked.against} is no folder; name one with results in it")
     _refuse_shared_folders(declared, planned, asked)

@@ -79,6 +79,11 @@ def test_a_target_that_is_asked_for_elsewhere_is_not_judged(declare: Declare, ep
     assert labels(found) == {"edge-only@edge": False}
 
 
+def test_that_nothing_is_asked_for_is_no_pass(declare: Declare, epyc: Device) -> None:
+    with pytest.raises(InputError, match=r"nothing to judge.*not edge: architecture is x86_64"):
+        cases(declare(FILE), ("edge-only",), ("here",), NONE, epyc)
+
+
 def test_a_budget_on_the_command_line_is_for_this_device(declare: Declare, epyc: Device) -> None:
     overrides = Overrides({"budget": {"any": ["p99=1s"]}})
     found = cases(declare(FILE), ("both",), (), overrides, epyc)
