@@ -151,9 +151,9 @@ def _ratio(
 
 
 def _percentile(chunks: NDArray[np.int64], share: float) -> NDArray[np.float64]:
-    """The nearest-rank percentile of every chunk, shape (chunks,)."""
+    """The nearest-rank percentile of every chunk, shape (chunks,); at least the clock's step."""
     rank = max(0, math.ceil(share * chunks.shape[1] - 1e-9) - 1)
-    return np.sort(chunks, axis=1)[:, rank].astype(np.float64)
+    return np.maximum(np.sort(chunks, axis=1)[:, rank], 1).astype(np.float64)
 
 
 def decided(found: tuple[Ratio, ...]) -> bool:

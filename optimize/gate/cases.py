@@ -108,9 +108,9 @@ def cases(
         budgets = _options(declared, name, overrides).budget or {}
         found += _of(name, declared.line("models", name), budgets, asked, wrong)
     if not found:
-        here = "; ".join(f"not {name}: {reason}" for name, reason in wrong.items() if reason)
-        raise InputError(f"nothing to judge: no budget is for --target {', '.join(targets)}; "
-                         f"this device is {here or 'every target'}")  # fmt: skip
+        wanted = ", ".join(targets)
+        reasons = [f"; this is not {name}: {reason}" for name, reason in wrong.items() if reason]
+        raise InputError(f"nothing to judge: no budget is for --target {wanted}{''.join(reasons)}")
     return found
 
 

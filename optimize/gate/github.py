@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -63,7 +64,8 @@ def faults(found: Sequence[Fault]) -> Iterator[str]:
 
 def annotation(file: Path, line: int, title: str, text: str) -> str:
     """One workflow command, escaped as GitHub's toolkit does it."""
-    place = f"file={_property(str(file))},line={line},title={_property(title)}"
+    seen = os.path.relpath(file)  # from the checkout, where a job runs
+    place = f"file={_property(seen)},line={line},title={_property(title)}"
     return f"::error {place}::{_data(text)}"
 
 

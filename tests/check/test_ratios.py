@@ -28,7 +28,8 @@ from optimize.errors import InputError
 def world(factor: float, chunks: int, seed: int, calls: int = 100) -> tuple[np.ndarray, np.ndarray]:
     """Two models of which one is slower by ``factor``, on a machine that drifts and stalls."""
     rng = np.random.default_rng(seed)
-    speed = np.exp(np.cumsum(rng.normal(0, 0.2, (chunks, 1)), axis=0))  # both share it
+    drift = np.cumsum(rng.normal(0, 0.2, (chunks, 1)), axis=0)
+    speed = np.exp(np.sin(drift))  # between a third and three times the usual; both share it
     draw = np.exp(0.06 * rng.standard_normal((2, chunks, calls)))
     stalled = np.where(rng.random((2, chunks, 1)) < 0.05, 8.0, 1.0)
     base, other = 1e6 * speed * draw * stalled
@@ -59,9 +60,9 @@ def test_what_is_far_from_the_tolerance_is_always_decided(factor: float, wanted:
 
 
 def test_what_lies_on_the_tolerance_is_hardly_ever_decided() -> None:
-    found = [outcome(1.1, seed) for seed in range(60)]
-    # 99% over all looks; 3 of 60 has a probability of 0.3% if each errs in 1%.
-    assert sum(state != "open" for state in found) <= 3
+    found = [outcome(1.1, seed) for seed in range(40)]
+    # 99% over all looks; 3 of 40 has a probability of 0.1% if each errs in 1%.
+    assert sum(state != "open" for state in found) < 3
 
 
 def test_the_interval_is_that_of_a_sign_test_over_all_looks() -> None:

@@ -47,7 +47,8 @@ def test_what_is_wrong_with_one_model_does_not_hide_the_other(optimize: Run, pla
         file.write('[models.far]\nsource = "net.onnx"\nbudget = { far = "p50=100s" }\n')
     summary, home = place / "summary.md", place / "home"
     done = optimize(
-        place, "check", "--junit", "reports/junit.xml", "--no-cache",
+        place, "check", "--config", place / "optimize.toml", "--junit", "reports/junit.xml",
+        "--no-cache",
         GITHUB_ACTIONS="true", GITHUB_STEP_SUMMARY=str(summary), HOME=str(home),
         API_TOKEN=SECRET,
     )  # fmt: skip
