@@ -88,7 +88,8 @@ def check(
     _refuse_shared_folders(declared, planned, asked)
     outcomes: list[Outcome] = []
     for case in planned:
-        outcome = _one(declared, case, asked, _Named(observer, case.label), target, len(planned))
+        named = _Named(observer, case.label)
+        outcome = _Checking(declared, asked, named, target, len(planned) == 1).of(case)
         outcomes.append(outcome)
         done(outcome)
         if outcome.exit_code == EXIT_INTERRUPTED:
@@ -115,76 +116,80 @@ class _Named:
         self.inner.note(f"{self.label}: {text}")
 
 
-def _one(
-    declared: Declared, case: Case, asked: Asked, observer: Observer, target: Target, count: int
-) -> Outcome:
-    if case.elsewhere is not None:
-        return elsewhere(case)
-    begun = time.monotonic()
-    try:
-        wanted = request(declared, case, asked.overrides)
-        baseline = _baseline(case, asked, wanted, count == 1)
-        result = run(wanted, observer, target)
+@dataclass(frozen=True)
+class _Checking:
+    """How one case is carried out; ``alone`` if it is the only one."""
+
+    declared: Declared
+    asked: Asked
+    observer: Observer
+    target: Target
+    alone: bool
+
+    def of(self, case: Case) -> Outcome:
+        """What becomes of a case; no error of its own leaves it."""
+        if case.elsewhere is not None:
+            return elsewhere(case)
+        begun = time.monotonic()
+        try:
+            outcome = self._judged(case)
+        except InputError as error:
+            outcome = refused(case, str(error))
+        except OptimizeError as error:
+            outcome = refused(case, str(error), EXIT_INTERNAL)
+        except KeyboardInterrupt:
+            outcome = refused(case, "interrupted", EXIT_INTERRUPTED)
+        except Exception as error:  # noqa: BLE001  one case must not hide the others' results
+            self.observer.note("".join(traceback.format_exception(error)))
+            outcome = refused(case, f"internal error: {first_cause(error)}", EXIT_INTERNAL)
+        return replace(outcome, seconds=time.monotonic() - begun)
+
+    def _judged(self, case: Case) -> Outcome:
+        wanted = request(self.declared, case, self.asked.overrides)
+        baseline = self._baseline(case, wanted)
+        result = run(wanted, self.observer, self.target)
         outcome = of_result(case, result)
-        if asked.against is not None and outcome.exit_code == EXIT_KEPT:
-            outcome = _held(declared, outcome, asked, wanted, baseline, result, observer, target)
-    except InputError as error:
-        outcome = refused(case, str(error))
-    except OptimizeError as error:
-        outcome = refused(case, str(error), EXIT_INTERNAL)
-    except KeyboardInterrupt:
-        outcome = refused(case, "interrupted", EXIT_INTERRUPTED)
-    except Exception as error:  # noqa: BLE001  one case must not hide the others' results
-        observer.note("".join(traceback.format_exception(error)))
-        outcome = refused(case, f"internal error: {first_cause(error)}", EXIT_INTERNAL)
-    return replace(outcome, seconds=time.monotonic() - begun)
+        if baseline is None or outcome.exit_code != EXIT_KEPT:
+            return outcome
+        return self._held(outcome, wanted, baseline, result)
 
+    def _baseline(self, case: Case, wanted: Request) -> Path | InputError | None:
+        """The baseline's folder, or why there is none, which is told beside the verdict.
 
-def _baseline(case: Case, asked: Asked, wanted: Request, alone: bool) -> Path | InputError | None:
-    """The baseline's folder, or why there is none, which is told beside the verdict.
+        Raises:
+            InputError: the run would overwrite it.
+        """
+        if self.asked.against is None:
+            return None
+        try:
+            found = find(self.asked.against, case.label, case.name, self.alone)
+        except InputError as error:
+            return error
+        if wanted.folder is not None and found.resolve() == wanted.folder.resolve():
+            raise InputError(
+                f"the baseline {found} is the folder that this run writes; "
+                "copy it elsewhere, or write to another folder with --out"
+            )
+        return found
 
-    Raises:
-        InputError: the run would overwrite it.
-    """
-    if asked.against is None:
-        return None
-    try:
-        found = find(asked.against, case.label, case.name, alone)
-    except InputError as error:
-        return error
-    if wanted.folder is not None and found.resolve() == wanted.folder.resolve():
-        raise InputError(
-            f"the baseline {found} is the folder that this run writes; "
-            "copy it elsewhere, or write to another folder with --out"
-        )
-    return found
-
-
-def _held(
-    declared: Declared,
-    outcome: Outcome,
-    asked: Asked,
-    wanted: Request,
-    baseline: Path | InputError | None,
-    result: Result,
-    observer: Observer,
-    target: Target,
-) -> Outcome:
-    """Compare with the baseline; that it cannot be used is one more finding."""
-    if isinstance(baseline, InputError) or baseline is None:
-        if asked.allow_new:
-            return with_finding(outcome, Finding("baseline", "passed", "new: there is none"))
-        advice = "; --allow-new lets models without a baseline pass"
-        return with_finding(outcome, Finding("baseline", "error", f"{baseline}{advice}"))
-    observer.stage("compare with the baseline", 1)
-    limits = gate(declared, outcome.case, asked.overrides)
-    try:
-        found = hold_against(baseline, wanted, result, limits, target, observer.step)
-    except OptimizeError as error:
-        return with_finding(outcome, Finding("baseline", "error", str(error)))
-    if result.folder is not None:
-        output.add(result.folder, {FILE: found.to_json()})
-    return with_regression(outcome, found)
+    def _held(
+        self, outcome: Outcome, wanted: Request, baseline: Path | InputError, result: Result
+    ) -> Outcome:
+        """Compare with the baseline; that it cannot be used is one more finding."""
+        if isinstance(baseline, InputError):
+            if self.asked.allow_new:
+                return with_finding(outcome, Finding("baseline", "passed", "new: there is none"))
+            advice = "--allow-new lets models without a baseline pass"
+            return with_finding(outcome, Finding("baseline", "error", f"{baseline}; {advice}"))
+        self.observer.stage("compare with the baseline", 1)
+        limits = gate(self.declared, outcome.case, self.asked.overrides)
+        try:
+            found = hold_against(baseline, wanted, result, limits, self.target, self.observer.step)
+        except OptimizeError as error:
+            return with_finding(outcome, Finding("baseline", "error", str(error)))
+        if result.folder is not None:
+            output.add(result.folder, {FILE: found.to_json()})
+        return with_regression(outcome, found)
 
 
 def _refuse_shared_folders(declared: Declared, planned: Sequence[Case], asked: Asked) -> None:

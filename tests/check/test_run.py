@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
+import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 if TYPE_CHECKING:
     from check.conftest import Run, Slow
@@ -100,6 +101,37 @@ def test_the_same_model_is_let_by_and_a_slower_one_is_stopped(
     assert found["states"]["p50"] == "slower"
     assert found["accuracy"]["change"] == 0
     assert not found["metric_worse"]
+
+
+def test_a_less_accurate_model_is_stopped_though_it_meets_its_own_floor(
+    optimize: Run, place: Path, released: Path
+) -> None:
+    model = onnx.load(str(place / "net.onnx"))
+    (head,) = [w for w in model.graph.initializer if tuple(w.dims) == (10, 128)]
+    weights = numpy_helper.to_array(head).copy()
+    weights[:3] = 0  # three of ten digits are not told any more
+    head.CopyFrom(numpy_helper.from_array(weights, head.name))
+    onnx.save(model, str(place / "net.onnx"))
+    done = optimize(place, "check", "--against", released, "--no-cache")
+    assert done.returncode == 1, done.stdout
+    assert "net, top1 against the baseline: " in done.stdout
+    assert "; shown to be worse by more than 0" in done.stdout
+
+
+def test_without_labels_another_source_cannot_be_compared_unless_that_is_said(
+    optimize: Run, place: Path
+) -> None:
+    with np.load(place / "data.npz") as stored:
+        np.savez(place / "data.npz", image=stored["image"])
+    assert optimize(place, "check", "--out", "old", "--no-cache").returncode == 0
+    model = onnx.load(str(place / "net.onnx"))
+    model.producer_name = "another"
+    onnx.save(model, str(place / "net.onnx"))
+    words = ("check", "--against", "old", "--no-cache")
+    done = optimize(place, *words)
+    assert done.returncode == 3, done.stdout
+    assert "cosine compares with the source, which is another one now" in done.stdout
+    assert optimize(place, *words, "--metric-tolerance", "none").returncode == 0
 
 
 def test_a_model_without_a_baseline_passes_only_if_that_is_allowed(
