@@ -101,11 +101,11 @@ class _Side:
     outputs: Outputs
 
 
-def find(folder: Path, label: str, name: str, alone: bool) -> Path:
-    """The result folder of a model in ``folder``, which may be one itself.
+def find(folder: Path, label: str, name: str, alone: bool) -> Path | None:
+    """The result folder of a model in ``folder``, which may be one itself; None if it is not there.
 
     Raises:
-        InputError: there is none, or one for several models.
+        InputError: there is no folder, or it is the result of one of several models.
     """
     if not folder.is_dir():
         raise InputError(
@@ -118,10 +118,8 @@ def find(folder: Path, label: str, name: str, alone: bool) -> Path:
             f"--against {folder} is the result of one model and several are checked; "
             f"name the one that it belongs to, or a folder with one result for each"
         )
-    for choice in (label, name):
-        if output.is_result(folder / choice):
-            return folder / choice
-    raise InputError(f"--against {folder} holds no result called {label}")
+    choices = (folder / label, folder / name)
+    return next((choice for choice in choices if output.is_result(choice)), None)
 
 
 def hold_against(

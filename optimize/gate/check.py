@@ -149,38 +149,40 @@ class _Checking:
         baseline = self._baseline(case, wanted)
         result = run(wanted, self.observer, self.target)
         outcome = of_result(case, result)
-        if baseline is None or outcome.exit_code != EXIT_KEPT:
+        if self.asked.against is None or outcome.exit_code != EXIT_KEPT:
             return outcome
+        if baseline is None:
+            return self._new(outcome, self.asked.against)
         return self._held(outcome, wanted, baseline, result)
 
-    def _baseline(self, case: Case, wanted: Request) -> Path | InputError | None:
-        """The baseline's folder, or why there is none, which is told beside the verdict.
+    def _baseline(self, case: Case, wanted: Request) -> Path | None:
+        """The baseline's folder; None if there is none.
 
         Raises:
-            InputError: the run would overwrite it.
+            InputError: it is that of another model, or the run would overwrite it.
         """
         if self.asked.against is None:
             return None
-        try:
-            found = find(self.asked.against, case.label, case.name, self.alone)
-        except InputError as error:
-            return error
-        if wanted.folder is not None and found.resolve() == wanted.folder.resolve():
+        found = find(self.asked.against, case.label, case.name, self.alone)
+        if found and wanted.folder and found.resolve() == wanted.folder.resolve():
             raise InputError(
                 f"the baseline {found} is the folder that this run writes; "
                 "copy it elsewhere, or write to another folder with --out"
             )
         return found
 
-    def _held(
-        self, outcome: Outcome, wanted: Request, baseline: Path | InputError, result: Result
-    ) -> Outcome:
+    def _new(self, outcome: Outcome, against: Path) -> Outcome:
+        """A model without a baseline, which passes only if that is said."""
+        if self.asked.allow_new:
+            return with_finding(outcome, Finding("baseline", "passed", "new: there is none"))
+        reason = (
+            f"--against {against} holds no result called {outcome.case.label}; "
+            "--allow-new lets models without a baseline pass"
+        )
+        return with_finding(outcome, Finding("baseline", "error", reason))
+
+    def _held(self, outcome: Outcome, wanted: Request, baseline: Path, result: Result) -> Outcome:
         """Compare with the baseline; that it cannot be used is one more finding."""
-        if isinstance(baseline, InputError):
-            if self.asked.allow_new:
-                return with_finding(outcome, Finding("baseline", "passed", "new: there is none"))
-            advice = "--allow-new lets models without a baseline pass"
-            return with_finding(outcome, Finding("baseline", "error", f"{baseline}; {advice}"))
         self.observer.stage("compare with the baseline", 1)
         limits = gate(self.declared, outcome.case, self.asked.overrides)
         try:

@@ -220,6 +220,16 @@ def test_a_result_is_not_its_own_baseline(optimize: Run, place: Path, released: 
     assert "is the folder that this run writes" in done.stdout
 
 
+def test_the_result_of_one_model_is_no_baseline_of_several(
+    optimize: Run, place: Path, released: Path
+) -> None:
+    with (place / "optimize.toml").open("a") as file:
+        file.write('[models.twin]\nsource = "net.onnx"\nbudget = "p50=100s"\nout = "twin"\n')
+    done = optimize(place, "check", "--against", released / "net", "--allow-new")
+    assert done.returncode == 2
+    assert done.stdout.count("is the result of one model and several are checked") == 2
+
+
 def test_two_models_do_not_write_the_same_folder(optimize: Run, place: Path) -> None:
     with (place / "optimize.toml").open("a") as file:
         file.write('[models.twin]\nsource = "net.onnx"\nbudget = "p50=100s"\n')
