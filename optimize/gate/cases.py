@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from optimize.budgets.budget import Budget, Floor
 from optimize.budgets.regression import Loss, parse_loss, parse_tolerance
 from optimize.errors import InputError, nearest
-from optimize.gate.config import Declared
+from optimize.gate.config import ANY, HERE, Declared
 from optimize.gate.devices import mismatch
 from optimize.models.usercode import is_reference
 from optimize.request import (
@@ -25,8 +25,6 @@ from optimize.request import (
 if TYPE_CHECKING:
     from optimize.gate.schema import ModelSection
     from optimize.targets.base import Device
-
-ANY, HERE = "any", "here"
 
 
 @dataclass(frozen=True)

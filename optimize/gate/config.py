@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 FILE, PROJECT = "optimize.toml", "pyproject.toml"
 TOOL = ("tool", "optimize")
-Path_ = tuple[str | int, ...]
+ANY, HERE = "any", "here"  # every device, and (as --target) those whose conditions hold here
+KeyPath = tuple[str | int, ...]
 # Folders and test cases are called so.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
@@ -60,7 +61,7 @@ class Declared:
     file: Path
     config: Config
     text: str
-    root: Path_ = ()
+    root: KeyPath = ()
 
     def line(self, *path: str | int) -> int:
         """The line on which a key is declared."""
@@ -108,7 +109,7 @@ def read(file: Path) -> Declared:
     from optimize.gate.schema import Config
 
     document, text = _parsed(file)
-    root: Path_ = TOOL if file.name == PROJECT else ()
+    root: KeyPath = TOOL if file.name == PROJECT else ()
     content = _within(document, root)
     if not content:
         table = ".".join((*TOOL, "models")) if root else "models"
@@ -140,7 +141,7 @@ def _parsed(file: Path) -> tuple[dict[str, Any], str]:
         raise ConfigError([Fault(file, number, f"this is not TOML: {sentence}")]) from None
 
 
-def _within(document: dict[str, Any], root: Path_) -> dict[str, Any] | None:
+def _within(document: dict[str, Any], root: KeyPath) -> dict[str, Any] | None:
     for key in root:
         inner = document.get(str(key))
         if not isinstance(inner, dict):
@@ -150,7 +151,7 @@ def _within(document: dict[str, Any], root: Path_) -> dict[str, Any] | None:
 
 
 def _faults(
-    error: ValidationError, content: dict[str, Any], file: Path, text: str, root: Path_
+    error: ValidationError, content: dict[str, Any], file: Path, text: str, root: KeyPath
 ) -> list[Fault]:
     """Pydantic's findings in our words, in the order of the lines."""
     found: dict[tuple[int, str], Fault] = {}
@@ -162,7 +163,7 @@ def _faults(
     return [found[key] for key in sorted(found)]
 
 
-def _as_written(path: Path_, content: Any) -> Path_:
+def _as_written(path: KeyPath, content: Any) -> KeyPath:
     """The path without what validation has put in: targets and lists that were not written."""
     written: list[str | int] = []
     for part in path:
@@ -175,7 +176,7 @@ def _as_written(path: Path_, content: Any) -> Path_:
     return tuple(written)
 
 
-def _sentence(item: ErrorDetails, path: Path_) -> str:
+def _sentence(item: ErrorDetails, path: KeyPath) -> str:
     where = _dotted(path)
     if item["type"] == "extra_forbidden":
         return f"{where} is not known; {nearest(str(path[-1]), _keys(path[:-1]))}"
@@ -200,7 +201,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:59]}…"
 
 
-def _dotted(path: Path_) -> str:
+def _dotted(path: KeyPath) -> str:
     """A key as it would be written, with the positions in lists."""
     text = ""
     for part in path:
@@ -208,7 +209,7 @@ def _dotted(path: Path_) -> str:
     return text
 
 
-def _section(path: Path_) -> type[BaseModel]:
+def _section(path: KeyPath) -> type[BaseModel]:
     """The model of the table at ``path``."""
     from optimize.gate.schema import Config, ModelSection, Options, TargetSection
 
@@ -218,11 +219,11 @@ def _section(path: Path_) -> type[BaseModel]:
     return tables.get(path[0], Config) if path else Config
 
 
-def _keys(path: Path_) -> list[str]:
+def _keys(path: KeyPath) -> list[str]:
     return list(_section(path).model_fields)
 
 
-def _meaning(path: Path_) -> str:
+def _meaning(path: KeyPath) -> str:
     text = _section(path[:-1]).model_fields[str(path[-1])].description or "it is needed"
     return text[:1].lower() + text[1:].removesuffix(".")
 
@@ -230,7 +231,6 @@ def _meaning(path: Path_) -> str:
 def _contradictions(declared: Declared) -> Iterator[Fault]:
     """What each table allows, and the tables together do not."""
     from optimize.budgets.budget import Budget
-    from optimize.gate.schema import ANY, HERE
 
     config, file = declared.config, declared.file
     for table, name in [*(("targets", n) for n in config.targets),
@@ -247,7 +247,7 @@ def _contradictions(declared: Declared) -> Iterator[Fault]:
                                     'add for example cpu = "AMD EPYC*"')  # fmt: skip
     for name in config.models:
         owner = name if config.models[name].budget else None
-        place: Path_ = ("models", name, "budget") if owner else ("defaults", "budget")
+        place: KeyPath = ("models", name, "budget") if owner else ("defaults", "budget")
         budgets = declared.options(name).budget if owner or config.defaults.budget else None
         if budgets is None:
             yield Fault(file, declared.line("models", name),

@@ -16,10 +16,10 @@ from pydantic_core.core_schema import NullableSchema, WithDefaultSchema
 from optimize.budgets.budget import Budget, Floor
 from optimize.budgets.regression import parse_loss, parse_tolerance
 from optimize.errors import InputError
+from optimize.gate.config import ANY
 from optimize.passes.chain import Chain
 from optimize.request import parse_duration, parse_input
 
-ANY, HERE = "any", "here"  # every device, and (as --target) those whose conditions hold here
 _BYTES = "size="
 
 
