@@ -55,6 +55,8 @@ bench: $(VENV)/.dev ## Run the benchmarks (minutes; keep the machine quiet)
 	$(BIN)/python -m benchmarks.decide
 	$(BIN)/python -m benchmarks.noise
 	$(BIN)/python -m benchmarks.aa
+	$(BIN)/python -m benchmarks.gate_simulation --runs 100
+	$(BIN)/python -m benchmarks.gate
 
 .PHONY: clean
 clean: ## Remove what was built

@@ -205,7 +205,7 @@ def time_in_turns(
     while active and not limits.expired:
         for index in rng.permutation(len(active)):
             if not limits.expired and not _sits_out(active[index], requirement, turn):
-                _time_block(active[index], sample_count, limits, rng, canaries)
+                time_block(active[index], sample_count, limits, rng, canaries)
         turn += 1
         progress(contenders)
         waiting = [c for c in active if not settled(c, requirement, limits) and not beaten(c)]
@@ -220,16 +220,21 @@ def _sits_out(contender: Contender, requirement: Requirement, turn: int) -> bool
     return settled_reference and turn % REFERENCE_EVERY > 0
 
 
-def _time_block(
+def time_block(
     contender: Contender,
     sample_count: int,
     limits: Limits,
     rng: np.random.Generator,
     canaries: list[int],
 ) -> None:
+    """Time one block of a contender, a tenth of a second at most, on samples drawn by ``rng``.
+
+    A worker that fails ends its contender, which keeps the reason. ``canaries`` gathers what fixed
+    work took in all blocks.
+    """
     if contender.error is not None:
         return
-    calls = int(min(max(1, BLOCK_NS / max(contender.call_ns, 1)), BLOCK_MOST))
+    calls = block_calls(contender.call_ns)
     blocks = contender.profile.blocks
     number = len(blocks) % len(contender.workers)
     lead = SPIN_NS if contender.job.settings.threads > 1 else 0
@@ -251,6 +256,11 @@ def _time_block(
     )
     contender.profile = replace(contender.profile, blocks=(*blocks, block))
     _note_memory(contender, reply)
+
+
+def block_calls(call_ns: float) -> int:
+    """How many calls make a block."""
+    return int(min(max(1, BLOCK_NS / max(call_ns, 1)), BLOCK_MOST))
 
 
 def _decoded(text: str) -> NDArray[np.int64]:
