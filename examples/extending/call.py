@@ -9,10 +9,18 @@ GARMENTS = "T-shirt Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag Boot".s
 
 
 def stretch(sample: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Stretch an image's contrast to the whole range; takes and gives arrays by input name."""
+    """Stretch an image's contrast to the whole range, and add the model's batch axis.
+
+    Args:
+        sample: arrays as they are in the data; here ``image``, shape (1, 28, 28).
+
+    Returns:
+        Arrays as the model takes them; here ``image``, shape (1, 1, 28, 28).
+    """
     image = sample["image"].astype(np.float32)
     low, high = image.min(), image.max()
-    return {"image": (255 * (image - low) / max(high - low, 1)).astype(np.uint8)}
+    stretched = 255 * (image - low) / max(high - low, 1)
+    return {"image": stretched.astype(np.uint8)[None]}
 
 
 def name(outputs: dict[str, NDArray[Any]]) -> str:

@@ -10,8 +10,8 @@ def worst_class(outputs: NDArray[Any], labels: NDArray[Any]) -> float:
     """Share of correct answers for the class that is recognized least; higher is better.
 
     Args:
-        outputs: the model's logits, stacked over the samples, shape (samples, 1, classes).
+        outputs: the model's logits, stacked over the samples, shape (samples, classes).
         labels: class numbers, shape (samples,).
     """
-    correct = outputs.reshape(len(labels), -1).argmax(1) == labels
+    correct = outputs.argmax(1) == labels
     return min(float(np.mean(correct[labels == label])) for label in np.unique(labels))
