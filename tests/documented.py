@@ -57,12 +57,14 @@ def _console(page: str, body: str) -> Iterator[Step]:
         yield step
 
 
+NAMES = "source fold fuse session equalize smooth fp16 bf16 int8 student distill prune strip"
+PASS = rf"\b(?:{NAMES.replace(' ', '|')})\b(?:{{[^{{}}]*}})?"
+NUMBER = r"[-+]?\d+(?:[.,]\d+)*(?:e[-+]?\d+)?"
+UNIT = r" ?(?:%|(?:ns|us|ms|s|kB|MB|GB|x)\b)"
 # What may differ between two right runs, and what stands for it.
-NAMES = "source fold fuse session equalize smooth fp16 bf16 int8 student distill prune strip".split()
-PASS = rf"\b(?:{'|'.join(NAMES)})\b(?:{{[^{{}}]*}})?"
 VARYING = (
     (re.compile(rf"{PASS}(?:,{PASS})*(?:@\w+)?"), "CHAIN"),
-    (re.compile(r"[-+]?\d+(?:[.,]\d+)*(?:e[-+]?\d+)?(?: ?(?:%|(?:ns|us|ms|s|kB|MB|GB|x)\b))?"), "N"),
+    (re.compile(f"{NUMBER}(?:{UNIT})?"), "N"),
     (re.compile(r"(?<!\S)\?(?!\S)"), "N"),
     (re.compile(r"(?:N as fast as|no faster than) the CHAIN(?: \([^)]*\))?"), "SPEED"),
     (re.compile(r"➜"), ""),
