@@ -121,9 +121,9 @@ def report_schema() -> str:
     parts = [
         "# The report's schema",
         f"`report.json` is one object of schema {SCHEMA}. The number is raised when a field "
-        "changes its meaning or goes; new fields may come without. A run writes every field; those marked "
-        "optional may be missing in files of earlier versions. Written by `docs/generate.py` from "
-        "`optimize/report.py`; for programs there is "
+        "changes its meaning or goes; new fields may come without. A run writes every field; those "
+        "marked optional may be missing in files of earlier versions. Written by "
+        "`docs/generate.py` from `optimize/report.py`; for programs there is "
         "[a JSON Schema](report.schema.json).",
         'From Python: `Report.from_json(Path("report.json").read_text())`, imported from '
         "`optimize`, gives it as frozen dataclasses.",
