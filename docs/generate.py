@@ -14,7 +14,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+
+if TYPE_CHECKING:
+    from optimize.passes.base import Pass
 
 DOCS = Path(__file__).resolve().parent
 _COMMANDS = ("run", "compare", "profile", "verify", "report", "doctor", "passes", "cache")
@@ -92,26 +95,47 @@ def _split_default(option: Any) -> tuple[str, str]:
 
 
 def _passes() -> Iterator[str]:
-    from optimize.passes.chain import options
     from optimize.passes.registry import _BUILT_IN, load_pass
 
     for name in _BUILT_IN:
         found = load_pass(name)
         yield f"### {name}"
-        exact = (
-            f" The outputs are kept within {found.tolerance:g} of the largest value; it is checked."
-            if found.tolerance is not None
-            else ""
-        )
-        needs = f" Needs {found.needs}." if found.needs else ""
-        yield _sentence(found.summary) + exact + needs
-        meanings = attributes(found)
-        rows = [
-            (f"`{option.name}`", option.type, f"`{option.default}`", meanings.get(option.name, ""))
-            for option in options(found)
-        ]
-        if rows:
-            yield _table(("option", "values", "default", "meaning"), rows)
+        yield from _described(found)
+        if found.tolerance is not None:
+            yield (
+                f"Outputs may change by {found.tolerance:g} of the largest value at most; "
+                "that is checked."
+            )
+        if found.needs:
+            yield f"Needs {found.needs}."
+        yield from _pass_options(found)
+
+
+def _pass_options(found: type[Pass]) -> Iterator[str]:
+    from optimize.passes.chain import options
+
+    meanings = attributes(found)
+    rows = [
+        (f"`{field.name}`", option.type, _default(field), meanings.get(field.name))
+        for field, option in zip(fields(found), options(found), strict=True)
+    ]
+    if rows:
+        head = ("option", "values", "default", "meaning")
+        yield _table(head, rows) if meanings else _table(head[:-1], (row[:-1] for row in rows))
+
+
+def _default(field: Field[Any]) -> str:
+    if field.default is MISSING:
+        return "required"
+    text = str(field.default)
+    return f"`{text.lower() if isinstance(field.default, bool) else text}`"
+
+
+def _described(cls: type) -> Iterator[str]:
+    """The docstring's paragraphs up to its list of attributes."""
+    text = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")[0]
+    for paragraph in filter(None, text.split("\n\n")):
+        yield _prose(" ".join(paragraph.split()))
 
 
 def report_schema() -> str:
@@ -126,14 +150,12 @@ def report_schema() -> str:
         "`docs/generate.py` from `optimize/report.py`; for programs there is "
         "[a JSON Schema](report.schema.json).",
         'From Python: `Report.from_json(Path("report.json").read_text())`, imported from '
-        "`optimize`, gives it as frozen dataclasses.",
+        "`optimize`, gives it as frozen dataclasses. None is `null` in the file.",
     ]
     for cls in _classes(Report):
-        summary, _, rest = inspect.cleandoc(cls.__doc__ or "").partition("\n\n")
         meanings = attributes(cls)
-        described = "" if rest.startswith("Attributes:") else rest.split("\n\nAttributes:")[0]
         parts.append(f"## {cls.__name__}")
-        parts.extend(_prose(text) for text in (summary, described) if text)
+        parts.extend(_described(cls))
         hints = get_type_hints(cls)
         parts.append(
             _table(
