@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,7 @@ from optimize.measure import (
     time_block,
     warm_up,
 )
+from optimize.models.export import Exported, load_and_export
 from optimize.models.model import FILE_NAME, Model, Signature, TensorSpec
 from optimize.models.run import run
 from optimize.models.runtimes import find_runtime
@@ -182,7 +184,10 @@ class _Comparison:
         child = Child()
         stack.callback(child.close)
         standard = _standard(self.request, self.result)
-        return prepare(standard, detect(standard.model), self.folder, child)
+        def export(*given: Any) -> Exported:
+            return child.call(load_and_export, *given)
+
+        return prepare(standard, detect(standard.model), self.folder, export)
 
     def _open(self, prepared: Prepared, stack: ExitStack) -> tuple[_Side, _Side]:
         """Load both models, and take their outputs."""
