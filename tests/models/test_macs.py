@@ -1,0 +1,287 @@
+"""Multiply-accumulates against brute force on small graphs, and against torch's own counter."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import helper, numpy_helper
+
+from optimize.models.cost import Cost, count_cost
+from optimize.models.macs import taps
+
+Arrays = Mapping[str, Any]
+RNG = np.random.default_rng(0)
+
+
+def save(
+    path: Path, nodes: Sequence[Any], inputs: Arrays, weights: Arrays, outputs: Sequence[str]
+) -> Path:
+    kind = helper.np_dtype_to_tensor_dtype
+    graph = helper.make_graph(
+        list(nodes),
+        "small",
+        [helper.make_tensor_value_info(n, kind(a.dtype), a.shape) for n, a in inputs.items()],
+        [helper.make_empty_tensor_value_info(name) for name in outputs],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), str(path))
+    return path
+
+
+def cost(
+    folder: Path, nodes: Any, inputs: Arrays, weights: Arrays, outputs: Sequence[str] = ("y",)
+) -> Cost:
+    nodes = nodes if isinstance(nodes, list) else [nodes]
+    return count_cost(save(folder / "small.onnx", nodes, inputs, weights, outputs), inputs)
+
+
+def f(*shape: int) -> Any:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+@given(
+    st.integers(0, 9),
+    st.integers(0, 6),
+    st.integers(0, 12),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.integers(0, 6),
+)
+def test_taps_are_those_that_brute_force_counts(
+    positions: int, kernel: int, size: int, stride: int, dilation: int, pad: int
+) -> None:
+    pairs = itertools.product(range(positions), range(kernel))
+    inside = sum(0 <= o * stride + k * dilation - pad < size for o, k in pairs)
+    assert taps(positions, kernel, size, stride, dilation, pad) == inside
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> dict[str, Any]:
+    axes = draw(st.integers(1, 2))
+    several = lambda low, high: draw(st.lists(st.integers(low, high), min_size=axes, max_size=axes))  # noqa: E731
+    group = draw(st.sampled_from([1, 2]))
+    kernel, dilations, size = several(1, 3), several(1, 2), several(7, 9)
+    return {
+        "x": (draw(st.integers(1, 2)), 2 * group, *size),
+        "w": (2 * group, 2, *kernel),
+        "attributes": {"group": group, "strides": several(1, 3), "dilations": dilations, "pads": several(0, 2) + several(0, 2)},
+    }  # fmt: skip
+
+
+@given(convolutions())
+@settings(max_examples=30, deadline=None)
+def test_convolutions_against_products_that_are_not_zero(
+    tmp_path_factory: pytest.TempPathFactory, case: dict[str, Any]
+) -> None:
+    """Ones convolved with ones: each output is the number of its products that are no padding."""
+    folder = tmp_path_factory.mktemp("conv")
+    x, w = np.ones(case["x"], np.float32), np.ones(case["w"], np.float32)
+    node = helper.make_node("Conv", ["x", "w"], ["y"], **case["attributes"])
+    counted = cost(folder, node, {"x": x}, {"w": w})
+    import onnxruntime
+
+    y = onnxruntime.InferenceSession(str(folder / "small.onnx")).run(None, {"x": x})[0]
+    assert counted.least_macs == y.sum()
+    assert counted.macs_by_op == {"Conv": y.size * w[0].size}
+    assert counted.weight_bytes == w.nbytes
+
+
+@pytest.mark.parametrize("auto_pad", ["SAME_UPPER", "SAME_LOWER", "VALID"])
+def test_automatic_padding(tmp_path: Path, auto_pad: str) -> None:
+    x, w = np.ones((1, 1, 8, 9), np.float32), np.ones((2, 1, 4, 2), np.float32)
+    node = helper.make_node("Conv", ["x", "w"], ["y"], auto_pad=auto_pad, strides=[2, 3])
+    counted = cost(tmp_path, node, {"x": x}, {"w": w})
+    import onnxruntime
+
+    y = onnxruntime.InferenceSession(str(tmp_path / "small.onnx")).run(None, {"x": x})[0]
+    assert counted.least_macs == y.sum()
+
+
+@given(st.integers(1, 3), st.integers(0, 2), st.integers(1, 2), st.integers(3, 4))
+@settings(max_examples=20, deadline=None)
+def test_transposed_convolutions(
+    tmp_path_factory: pytest.TempPathFactory, stride: int, pad: int, dilation: int, kernel: int
+) -> None:
+    folder = tmp_path_factory.mktemp("transposed")
+    x, w = np.ones((1, 2, 5, 6), np.float32), np.ones((2, 3, kernel, kernel), np.float32)
+    node = helper.make_node(
+        "ConvTranspose",
+        ["x", "w"],
+        ["y"],
+        strides=[stride] * 2,
+        pads=[pad] * 4,
+        dilations=[dilation] * 2,
+    )
+    counted = cost(folder, node, {"x": x}, {"w": w})
+    import onnxruntime
+
+    y = onnxruntime.InferenceSession(str(folder / "small.onnx")).run(None, {"x": x})[0]
+    assert counted.least_macs == y.sum()
+    assert counted.macs == x.size * 3 * kernel**2
+
+
+def test_products_of_matrices(tmp_path: Path) -> None:
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    assert cost(tmp_path, node, {"x": f(2, 3, 5, 7)}, {"w": f(7, 11)}).macs == 2 * 3 * 5 * 7 * 11
+    both = cost(tmp_path, node, {"x": f(2, 1, 5, 7), "w": f(3, 7, 4)}, {})
+    assert (both.macs, both.weight_bytes) == (2 * 3 * 5 * 7 * 4, 0)
+    gemm = helper.make_node("Gemm", ["x", "w", "b"], ["y"], transA=1, transB=1)
+    assert cost(tmp_path, gemm, {"x": f(7, 5)}, {"w": f(11, 7), "b": f(11)}).macs == 5 * 7 * 11
+    einsum = helper.make_node("Einsum", ["x", "w"], ["y"], equation="bij,kj->bik")
+    assert cost(tmp_path, einsum, {"x": f(2, 3, 5)}, {"w": f(7, 5)}).macs == 2 * 3 * 5 * 7
+
+
+@pytest.mark.parametrize(("op", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+def test_recurrent_layers(tmp_path: Path, op: str, gates: int) -> None:
+    steps, batch, size, hidden = 6, 2, 3, 5
+    weights = {"w": f(2, gates * hidden, size), "r": f(2, gates * hidden, hidden)}
+    node = helper.make_node(
+        op, ["x", "w", "r"], ["y"], hidden_size=hidden, direction="bidirectional"
+    )
+    counted = cost(tmp_path, node, {"x": f(steps, batch, size)}, weights)
+    assert counted.macs == 2 * steps * batch * gates * hidden * (size + hidden)
+    first = 2 * batch * gates * hidden * hidden  # of a state that is zero
+    assert counted.least_macs == counted.macs - first
+
+
+def test_a_fused_attention_costs_what_its_parts_cost(tmp_path: Path) -> None:
+    batch, length, hidden, heads = 2, 5, 8, 2
+    weights = {"w": f(hidden, 3 * hidden), "b": f(3 * hidden)}
+    inputs = {"x": f(batch, length, hidden)}
+    projected = batch * length * hidden * 3 * hidden
+    scores = 2 * batch * heads * length * length * (hidden // heads)
+    for causal in (0, 1):
+        node = helper.make_node("Attention", ["x", "w", "b"], ["y"], domain="com.microsoft", num_heads=heads, unidirectional=causal)  # fmt: skip
+        counted = cost(tmp_path, node, inputs, weights)
+        assert counted.macs_by_op == {"com.microsoft.Attention": projected + scores}
+        assert counted.least_macs == projected + (scores // 2 if causal else scores)
+
+
+def test_integer_operators(tmp_path: Path) -> None:
+    x, w = RNG.integers(0, 9, (5, 7)).astype(np.uint8), RNG.integers(0, 9, (7, 11)).astype(np.int8)
+    node = helper.make_node("MatMulInteger", ["x", "w"], ["y"])
+    counted = cost(tmp_path, node, {"x": x}, {"w": w})
+    assert counted.macs == counted.integer_macs == 5 * 7 * 11
+    assert (counted.weight_count, counted.weight_bytes) == (77, 77)
+    one = {"s": np.array(0.1, np.float32), "z": np.array(0, np.int8), "u": np.array(0, np.uint8)}
+    pair = [
+        helper.make_node("QuantizeLinear", ["x", "s", "u"], ["xq"]),
+        helper.make_node("DequantizeLinear", ["xq", "s", "u"], ["xd"]),
+        helper.make_node("DequantizeLinear", ["w", "s", "z"], ["wd"]),
+        helper.make_node("MatMul", ["xd", "wd"], ["y"]),
+    ]
+    counted = cost(tmp_path, pair, {"x": f(5, 7)}, {"w": w, **one})
+    assert counted.macs == counted.integer_macs == 5 * 7 * 11
+    assert (counted.weight_count, counted.weight_bytes) == (77, 77)
+    half = [*pair[2:3], helper.make_node("MatMul", ["x", "wd"], ["y"])]  # weights only: floats meet
+    assert cost(tmp_path, half, {"x": f(5, 7)}, {"w": w, **one}).integer_macs == 0
+
+
+def test_what_a_runtime_leaves_out_is_not_needed(tmp_path: Path) -> None:
+    product = lambda a, b, to: helper.make_node("MatMul", [a, b], [to])  # noqa: E731
+    weights = {"v": f(4, 4), "w": f(4, 4)}
+    folded = [product("v", "w", "vw"), product("x", "vw", "y")]
+    assert cost(tmp_path, folded, {"x": f(3, 4)}, weights).macs == 3 * 16
+    twice = [
+        product("x", "w", "a"),
+        product("x", "w", "b"),
+        helper.make_node("Add", ["a", "b"], ["y"]),
+    ]
+    counted = cost(tmp_path, twice, {"x": f(3, 4)}, weights)
+    assert (counted.macs, counted.least_macs) == (2 * 3 * 16, 3 * 16)
+    unused = [product("x", "v", "never"), product("x", "w", "y")]
+    assert cost(tmp_path, unused, {"x": f(3, 4)}, weights).least_macs == 3 * 16
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_only_the_branch_that_is_taken_counts(tmp_path: Path, taken: bool) -> None:
+    def branch(name: str, weight: str) -> Any:
+        node = helper.make_node("MatMul", ["x", weight], [name])
+        return helper.make_graph([node], name, [], [helper.make_empty_tensor_value_info(name)])
+
+    node = helper.make_node(
+        "If", ["c"], ["y"], then_branch=branch("t", "w"), else_branch=branch("e", "v")
+    )
+    inputs = {"x": f(3, 4), "c": np.array(taken)}
+    counted = cost(tmp_path, node, inputs, {"w": f(4, 5), "v": f(4, 9)})
+    assert counted.least_macs == counted.macs == 3 * 4 * (5 if taken else 9)
+
+
+def test_a_table_that_is_looked_up_is_not_read_whole(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Gather", ["t", "i"], ["x"]),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    counted = cost(tmp_path, nodes, {"i": np.array([1, 2])}, {"t": f(1000, 4), "w": f(4, 5)})
+    assert counted.weight_bytes == 4 * 4 * 5
+
+
+def test_operators_without_a_rule_are_named(tmp_path: Path) -> None:
+    node = helper.make_node("DFT", ["x"], ["y"])
+    assert cost(tmp_path, node, {"x": f(1, 8, 1)}, {}).unknown_ops == ("DFT",)
+
+
+def test_external_data_is_found(tmp_path: Path) -> None:
+    path = save(
+        tmp_path / "m.onnx",
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        {"x": f(2, 64)},
+        {"w": f(64, 64)},
+        ["y"],
+    )
+    whole = count_cost(path, {"x": f(2, 64)})
+    onnx.save(
+        onnx.load(str(path)),
+        str(path),
+        save_as_external_data=True,
+        location="m.data",
+        size_threshold=0,
+    )
+    assert (tmp_path / "m.data").is_file()
+    assert count_cost(path, {"x": f(2, 64)}) == whole
+
+
+class TestTorch:
+    """torch.utils.flop_counter counts two FLOPs a multiply-accumulate, by its own formulas."""
+
+    @staticmethod
+    def nets() -> dict[str, tuple[Any, Any]]:
+        import torch
+        from torch import nn
+
+        image = torch.zeros(2, 4, 12, 10)
+        cnn = nn.Sequential(
+            nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8, stride=2),
+            nn.Conv2d(8, 6, (1, 3), dilation=(1, 2), padding=(0, 2)), nn.ConvTranspose2d(6, 4, 4, stride=2, padding=1),
+            nn.Flatten(), nn.Linear(320, 7),
+        )  # fmt: skip
+        encoder = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0)
+        return {"cnn": (cnn, image), "transformer": (encoder, torch.zeros(2, 9, 16))}
+
+    @pytest.mark.parametrize("name", ["cnn", "transformer"])
+    def test_exported_networks(self, name: str, tmp_path: Path) -> None:
+        torch = pytest.importorskip("torch")
+        from torch.utils.flop_counter import FlopCounterMode
+
+        net, x = self.nets()[name]
+        net = net.train()  # the fused inference path of transformers hides its products
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            net(x)
+        path = tmp_path / "net.onnx"
+        torch.onnx.export(
+            net.eval(), (x,), str(path), dynamo=True, verbose=False, external_data=False
+        )
+        name = onnx.load(str(path)).graph.input[0].name
+        counted = count_cost(path, {name: x.numpy()})
+        assert 2 * counted.macs == counter.get_total_flops()
+        assert counted.least_macs <= counted.macs
+        assert counted.unknown_ops == ()
