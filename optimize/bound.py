@@ -1,0 +1,157 @@
+"""The least latency of models on this device; what was measured and counted is kept in the cache.
+
+Nothing here fails a run: where a model cannot be counted or the device cannot be measured there is
+no bound, and a note says why.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from optimize.child import Child
+from optimize.entries import key_of
+from optimize.errors import first_cause
+from optimize.feasibility import Bounds, Precision, lower_bound
+from optimize.models.cost import VERSION as COST_VERSION
+from optimize.models.cost import Cost, count_in_time
+from optimize.models.data import Array, Dataset
+from optimize.models.model import Model
+from optimize.models.runtimes import DEFAULT_RUNTIME
+from optimize.passes.chain import Chain
+from optimize.peaks import PACKAGES, Peaks, measure_peaks
+from optimize.peaks import VERSION as PEAKS_VERSION
+from optimize.store import Store
+from optimize.targets.base import Device
+
+SECONDS = 5  # the most that counting one model may take
+# Of calls whose shapes differ, that share may be smaller than what is counted: less than half, so
+# that the bound holds for the median and all that is above it, in samples drawn at random, too.
+SMALLER = 0.3
+_OTHER_ARCHITECTURE = frozenset({"prune", "student", "distill"})
+_HINTS: Mapping[str, Precision] = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+
+
+@dataclass
+class Bounder:
+    """Bounds of one run's models.
+
+    Attributes:
+        device: this device.
+        threads: of the runtimes.
+        versions: of the installed libraries.
+        sample: inputs of one call.
+        store: where peaks and costs are kept; None for nowhere.
+        notes: why there is no bound, if there is none.
+    """
+
+    device: Device
+    threads: int
+    versions: Mapping[str, str]
+    sample: Mapping[str, Array]
+    store: Store | None = None
+    notes: list[str] = field(default_factory=list)
+    source: Bounds | None = None
+    _child: Child = field(default_factory=Child)
+    _peaks: Peaks | None = None
+
+    def judge_source(self, model: Model) -> Bounds | None:
+        """The bounds of the source in every precision; None, with a note, if there are none."""
+        try:
+            cost, peaks = self._cost(model), self._measured()
+            self.source = Bounds.of(cost, peaks, self.threads)
+        except Exception as error:  # noqa: BLE001  an estimate never ends a run
+            self.notes.append(f"no bound of the latency is known: {first_cause(error)}")
+        finally:
+            self.close()
+        return self.source
+
+    def bound(self, model: Model, chain: Chain) -> float | None:
+        """The least milliseconds of an artefact in the runtime and precision that serve it."""
+        source = self.source
+        if source is None or (model.format != "onnx" and changes_architecture(chain)):
+            return None
+        try:
+            # Compiled forms cannot be counted: they hold the source's operations, in any precision.
+            cost = self._cost(model) if model.format == "onnx" else source.cost
+            return lower_bound(cost, source.peaks, self.threads, _precision(model, chain, cost))
+        except Exception:  # noqa: BLE001  as above; the variant itself is judged by its calls
+            return None
+
+    def planned(self, chain: Chain) -> float | None:
+        """The same of a chain that was not built, in the narrowest precision that it names."""
+        if self.source is None or changes_architecture(chain):
+            return None
+        names = {step.name for step in chain.passes}
+        precision: Precision = "int8" if "int8" in names else "float32"
+        for name, wanted in (("fp16", "float16"), ("bf16", "bfloat16"), ("bits=4", "int4")):
+            if name in names or name in str(chain):
+                precision = max(precision, wanted, key=_NARROW.index)  # type: ignore[call-overload]
+        return self.source.ms.get(precision)
+
+    def close(self) -> None:
+        """End the process that counts; the next model starts another."""
+        self._child.close()
+
+    def _cost(self, model: Model) -> Cost:
+        shapes = {name: [str(a.dtype), *a.shape] for name, a in self.sample.items()}
+        what = {"cost": COST_VERSION, "model": model.digest, "inputs": shapes}
+        text = self._kept(
+            {**what, "onnxruntime": self.versions.get("onnxruntime")},
+            f"operations of {model.digest[:12]}",
+            lambda: asdict(self._child.call(count_in_time, model.path, self.sample, SECONDS)),
+        )
+        return Cost.from_json(text)
+
+    def _measured(self) -> Peaks:
+        if self._peaks is None:
+            device = self.device
+            libraries = {name: self.versions.get(name) for name in PACKAGES}
+            text = self._kept(
+                {"peaks": PEAKS_VERSION, "device": asdict(device), "versions": libraries},
+                "peaks of this device",
+                lambda: asdict(self._child.call(measure_peaks, device.isa, device.architecture)),
+            )
+            self._peaks = Peaks(**json.loads(text))
+        return self._peaks
+
+    def _kept(
+        self, parts: Mapping[str, Any], what: str, make: Callable[[], dict[str, Any]]
+    ) -> bytes:
+        """The JSON that was kept under ``parts``, or else what is made now."""
+        key = key_of(parts)
+        kept = self.store.document(key) if self.store else None
+        if kept is not None:
+            return kept
+        text = json.dumps(make()).encode()
+        if self.store is not None:
+            self.store.put(key, text, {"what": what})
+            self.store.release(key)
+        return text
+
+
+_NARROW: tuple[Precision, ...] = ("float32", "float16", "bfloat16", "int8", "int4")
+
+
+def changes_architecture(chain: Chain) -> bool:
+    """Whether a chain leaves fewer operations, so that the source's bound does not hold for it."""
+    return any(step.name in _OTHER_ARCHITECTURE for step in chain.passes)
+
+
+def typical(samples: Dataset) -> dict[str, Array]:
+    """The inputs of one call than which most others are no smaller; see ``SMALLER``."""
+    sizes = [sum(a.size for a in samples.sample(i).values()) for i in range(len(samples))]
+    order = sorted(range(len(sizes)), key=sizes.__getitem__)
+    return dict(samples.sample(order[int(SMALLER * len(order))]))
+
+
+def _precision(model: Model, chain: Chain, cost: Cost) -> Precision:
+    """What a runtime may compute the graph's unquantized products in, at the narrowest."""
+    if model.format != "onnx":
+        return "int4"
+    if chain.runtime == DEFAULT_RUNTIME:
+        return "float16" if cost.half else "float32"
+    return _HINTS.get(dict(model.config).get("INFERENCE_PRECISION_HINT", "f32"), "int4")
