@@ -7,15 +7,15 @@ no bound, and a note says why.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from optimize.budgets.budget import format_ns
 from optimize.child import Child
 from optimize.entries import key_of
 from optimize.errors import first_cause
-from optimize.feasibility import Bounds, Precision, lower_bound
+from optimize.feasibility import Bounds, Infeasible, Precision, lower_bound
 from optimize.models.cost import VERSION as COST_VERSION
 from optimize.models.cost import Cost, count_in_time
 from optimize.models.data import Array, Dataset
@@ -24,6 +24,7 @@ from optimize.models.runtimes import DEFAULT_RUNTIME
 from optimize.passes.chain import Chain
 from optimize.peaks import PACKAGES, Peaks, measure_peaks
 from optimize.peaks import VERSION as PEAKS_VERSION
+from optimize.report import VariantReport
 from optimize.store import Store
 from optimize.targets.base import Device
 
@@ -43,7 +44,7 @@ class Bounder:
         device: this device.
         threads: of the runtimes.
         versions: of the installed libraries.
-        sample: inputs of one call.
+        samples: inputs of calls, of which a typical one is counted.
         store: where peaks and costs are kept; None for nowhere.
         notes: why there is no bound, if there is none.
     """
@@ -51,18 +52,18 @@ class Bounder:
     device: Device
     threads: int
     versions: Mapping[str, str]
-    sample: Mapping[str, Array]
+    samples: Dataset
     store: Store | None = None
     notes: list[str] = field(default_factory=list)
     source: Bounds | None = None
     _child: Child = field(default_factory=Child)
-    _peaks: Peaks | None = None
+    _sample: Mapping[str, Array] = field(default_factory=dict)
 
     def judge_source(self, model: Model) -> Bounds | None:
         """The bounds of the source in every precision; None, with a note, if there are none."""
         try:
-            cost, peaks = self._cost(model), self._measured()
-            self.source = Bounds.of(cost, peaks, self.threads)
+            self._sample = typical(self.samples)
+            self.source = Bounds.of(self._cost(model), self._peaks(), self.threads)
         except Exception as error:  # noqa: BLE001  an estimate never ends a run
             self.notes.append(f"no bound of the latency is known: {first_cause(error)}")
         finally:
@@ -81,6 +82,32 @@ class Bounder:
         except Exception:  # noqa: BLE001  as above; the variant itself is judged by its calls
             return None
 
+    def checked(self, row: VariantReport, bound: float | None) -> VariantReport:
+        """A row with its bound; one that was beaten is no bound, and the peaks are forgotten."""
+        if bound is None or row.latency is None or row.latency.p50_ms >= bound:
+            return replace(row, bound_ms=bound)
+        self.notes.append(
+            f"{row.chain} is faster than its bound: this device was slow when its peaks were "
+            "measured; they are measured again in the next run"
+        )
+        if self.store is not None:
+            self.store.drop(key_of(self._peak_parts()))
+        return row
+
+    def skipped(self, chains: Sequence[Chain], found: Infeasible) -> list[VariantReport]:
+        """Rows of what is not built, as its budget is out of reach."""
+        return [
+            VariantReport(
+                chain=str(chain),
+                runtime=chain.runtime,
+                status="skipped",
+                reason=f"not built: {_no_faster(bound)}, so that {found.budget} is out of reach",
+                bound_ms=bound,
+            )
+            for chain in chains
+            for bound in [self.planned(chain)]
+        ]
+
     def planned(self, chain: Chain) -> float | None:
         """The same of a chain that was not built, in the narrowest precision that it names."""
         if self.source is None or changes_architecture(chain):
@@ -97,26 +124,27 @@ class Bounder:
         self._child.close()
 
     def _cost(self, model: Model) -> Cost:
-        shapes = {name: [str(a.dtype), *a.shape] for name, a in self.sample.items()}
+        shapes = {name: [str(a.dtype), *a.shape] for name, a in self._sample.items()}
         what = {"cost": COST_VERSION, "model": model.digest, "inputs": shapes}
         text = self._kept(
             {**what, "onnxruntime": self.versions.get("onnxruntime")},
             f"operations of {model.digest[:12]}",
-            lambda: asdict(self._child.call(count_in_time, model.path, self.sample, SECONDS)),
+            lambda: asdict(self._child.call(count_in_time, model.path, self._sample, SECONDS)),
         )
         return Cost.from_json(text)
 
-    def _measured(self) -> Peaks:
-        if self._peaks is None:
-            device = self.device
-            libraries = {name: self.versions.get(name) for name in PACKAGES}
-            text = self._kept(
-                {"peaks": PEAKS_VERSION, "device": asdict(device), "versions": libraries},
-                "peaks of this device",
-                lambda: asdict(self._child.call(measure_peaks, device.isa, device.architecture)),
-            )
-            self._peaks = Peaks(**json.loads(text))
-        return self._peaks
+    def _peaks(self) -> Peaks:
+        device = self.device
+        text = self._kept(
+            self._peak_parts(),
+            "peaks of this device",
+            lambda: asdict(self._child.call(measure_peaks, device.isa, device.architecture)),
+        )
+        return Peaks(**json.loads(text))
+
+    def _peak_parts(self) -> dict[str, Any]:
+        libraries = {name: self.versions.get(name) for name in PACKAGES}
+        return {"peaks": PEAKS_VERSION, "device": asdict(self.device), "versions": libraries}
 
     def _kept(
         self, parts: Mapping[str, Any], what: str, make: Callable[[], dict[str, Any]]
@@ -131,6 +159,10 @@ class Bounder:
             self.store.put(key, text, {"what": what})
             self.store.release(key)
         return text
+
+
+def _no_faster(bound: float | None) -> str:
+    return f"no call can take less than {format_ns((bound or 0.0) * 1e6)}"
 
 
 _NARROW: tuple[Precision, ...] = ("float32", "float16", "bfloat16", "int8", "int4")
