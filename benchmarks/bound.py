@@ -50,7 +50,7 @@ LIGHT = ("bvlc_alexnet", "densenet121", "inception_v1", "resnet50", "shufflenet"
          "vgg19", "zfnet512")  # fmt: skip
 NODES = ("test_basic_conv_with_padding", "test_matmul_2d", "test_gemm_all_attributes",
          "test_lstm_defaults", "test_gru_defaults", "test_relu")  # fmt: skip
-LEAST_CALLS, CALLS, SECONDS = 20, 300, 1.0
+LEAST_CALLS, CALLS, SECONDS = 10, 200, 0.5
 
 
 @dataclass(frozen=True)

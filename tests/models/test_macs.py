@@ -353,9 +353,8 @@ class TestTorch:
     @pytest.mark.parametrize("name", ["cnn", "transformer"])
     def test_exported_networks(self, name: str, tmp_path: Path) -> None:
         torch = pytest.importorskip("torch")
-        from torch.utils.flop_counter import FlopCounterMode
-
         from torch.nn.attention import SDPBackend, sdpa_kernel
+        from torch.utils.flop_counter import FlopCounterMode
 
         net, x = self.nets()[name]
         net = net.train()  # the fused inference path of transformers hides its products
