@@ -7,7 +7,8 @@ six. The trace knows every shape.
 
 What is counted as needed is needed by every call of these shapes and by every runtime: not what is
 computed from weights and shapes alone, not what an earlier node has computed, not what no output
-depends on, and nothing within If, Loop and Scan, whose values decide what runs.
+depends on, and nothing whose shape or running hangs on values, within If, Loop and Scan or after
+them, or after the like of NonZero.
 """
 
 from __future__ import annotations
@@ -38,6 +39,15 @@ _MOVES = frozenset(
         "MaxPool AveragePool GlobalAveragePool Relu Clip Resize DepthToSpace SpaceToDepth Tile"
     ).split()
 )
+# What they give has a shape that hangs on values: by themselves, or by operands from this one on.
+_SHAPED_BY_VALUES = frozenset({"NonZero", "Unique", "Compress", "NonMaxSuppression", "SequenceAt"})
+_SHAPED_BY_OPERANDS = {"ConstantOfShape": 0, "Range": 0, "MelWeightMatrix": 0, "MaxUnpool": 2} | {
+    name: 1
+    for name in (
+        "Reshape Slice Expand Tile Pad TopK Resize Upsample Split Squeeze Unsqueeze OneHot "
+        "CenterCropPad AffineGrid SplitToSequence"
+    ).split()
+}
 # Operators that multiply much, and have no rule.
 _HEAVY = frozenset({"DFT", "STFT", "DeformConv", "com.microsoft.GroupQueryAttention"})
 _LIGHT = frozenset(
@@ -157,6 +167,7 @@ class _Known:
         values: names of weights, and of what is computed from weights and shapes alone.
         folded: names of the nodes that compute these.
         quantized: names of values that are in 8 bits or fewer, or were just before.
+        varying: names of values whose shapes may differ between calls with inputs of one shape.
         half: whether a weight is in float16.
     """
 
@@ -166,6 +177,7 @@ class _Known:
         self.values: set[str] = set()
         self.folded: set[str] = set()
         self.quantized: set[str] = set()
+        self.varying: set[str] = set()
         self.half = False
         self._origins: dict[str, str] = {}
         self._stored: dict[str, tuple[int, int]] = {}
@@ -184,13 +196,23 @@ class _Known:
         elif node.op_type in _MOVES and self.quantized.intersection(node.input):
             self.quantized.update(node.output)
         nested = any(True for _ in _nested(node))
+        if nested or self._varies(node):
+            self.varying.update(node.output)
+            return
         known = node.op_type in _OF_SHAPES or all(n in self.values for n in node.input if n)
-        if known and not nested and node.op_type not in _RANDOM:
+        if known and node.op_type not in _RANDOM:
             self.values.update(node.output)
             self.folded.add(node.name)
             for attribute in node.attribute:
                 if node.op_type == "Constant" and attribute.HasField("t"):
                     self._stored[node.output[0]] = _stored(attribute.t)
+
+    def _varies(self, node: Any) -> bool:
+        if node.op_type in _SHAPED_BY_VALUES or self.varying.intersection(node.input):
+            return True
+        first = _SHAPED_BY_OPERANDS.get(node.op_type)
+        shaping = [] if first is None else node.input[first:]
+        return any(name and name not in self.values for name in shaping)
 
     def weight(self, name: str, shape: Shape, type_bytes: int) -> tuple[str, int, int]:
         """Identity, numbers and bytes of a constant operand as the file has it."""
@@ -222,7 +244,7 @@ class _Tally:
             self._unknown.add(kind)
             return
         self._by_op[kind] = self._by_op.get(kind, 0) + macs.nominal
-        if needed and macs.least:
+        if needed and macs.least and not self._known.varying.intersection(node.input):
             self._need(node, macs)
             self._read(node, execution, sizes)
 

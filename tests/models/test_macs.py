@@ -236,6 +236,34 @@ def test_a_loop_need_not_run(tmp_path: Path, trips: int) -> None:
     assert (counted.direct.total, counted.winograd.total, counted.weight_bytes) == (0, 0, 0)
 
 
+@pytest.mark.parametrize("by", ["NonZero", "Slice"])
+def test_shapes_that_hang_on_values_are_not_needed(tmp_path: Path, by: str) -> None:
+    nodes = [
+        helper.make_node("NonZero", ["m"], ["n"]),
+        helper.make_node("Squeeze", ["n", "zero"], ["i"]),
+        helper.make_node("Gather", ["x", "i"], ["s"]),
+    ]
+    if by == "Slice":
+        nodes = [helper.make_node("Slice", ["x", "zero", "m"], ["s"])]
+    nodes += [helper.make_node("MatMul", ["s", "w"], ["y"]), helper.make_node("MatMul", ["x", "v"], ["z"])]  # fmt: skip
+    mask = np.array([1, 1, 0] if by == "NonZero" else [2], np.int64)
+    weights = {"w": f(4, 5), "v": f(4, 2), "zero": np.array([0], np.int64)}
+    counted = cost(tmp_path, nodes, {"x": f(3, 4), "m": mask}, weights, ("y", "z"))
+    assert counted.macs == 2 * 4 * 5 + 3 * 4 * 2
+    assert counted.direct.total == 3 * 4 * 2
+
+
+def test_slices_by_shapes_are_needed(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Shape", ["t"], ["end"]),
+        helper.make_node("Slice", ["x", "zero", "end"], ["s"]),
+        helper.make_node("MatMul", ["s", "w"], ["y"]),
+    ]
+    weights = {"w": f(4, 5), "zero": np.array([0], np.int64)}
+    counted = cost(tmp_path, nodes, {"x": f(3, 4), "t": f(2)}, weights)
+    assert counted.direct.total == 2 * 4 * 5
+
+
 def test_what_follows_from_shapes_alone_is_not_needed(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Shape", ["x"], ["shape"]),
