@@ -41,13 +41,13 @@ _MOVES = frozenset(
 )
 # What they give has a shape that hangs on values: by themselves, or by operands from this one on.
 _SHAPED_BY_VALUES = frozenset({"NonZero", "Unique", "Compress", "NonMaxSuppression", "SequenceAt"})
-_SHAPED_BY_OPERANDS = {"ConstantOfShape": 0, "Range": 0, "MelWeightMatrix": 0, "MaxUnpool": 2} | {
-    name: 1
-    for name in (
+_SHAPED_BY_OPERANDS = dict.fromkeys(
+    (
         "Reshape Slice Expand Tile Pad TopK Resize Upsample Split Squeeze Unsqueeze OneHot "
         "CenterCropPad AffineGrid SplitToSequence"
-    ).split()
-}
+    ).split(),
+    1,
+) | {"ConstantOfShape": 0, "Range": 0, "MelWeightMatrix": 0, "MaxUnpool": 2}
 # Operators that multiply much, and have no rule.
 _HEAVY = frozenset({"DFT", "STFT", "DeformConv", "com.microsoft.GroupQueryAttention"})
 _LIGHT = frozenset(
