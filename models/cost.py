@@ -19,6 +19,7 @@ import signal
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,7 @@ def count_cost(model: Path, sample: Mapping[str, Array]) -> Cost:
     proto = onnx.load(str(model), load_external_data=False)
     if proto.functions:
         proto = onnx.inliner.inline_local_functions(proto)
+    _sort(proto.graph)
     nodes = {}
     for graph in graphs(proto.graph):
         for node in graph.node:
@@ -158,6 +160,32 @@ def count_cost(model: Path, sample: Mapping[str, Array]) -> Cost:
         if node is not None and node.name not in known.folded:
             tally.add(node, *_execution(node, arguments), node.name in needed)
     return tally.cost()
+
+
+def _sort(graph: Any) -> None:
+    """Put makers before readers, as the format demands and some converters do not."""
+    makers = {name: i for i, node in enumerate(graph.node) for name in node.output}
+    wants = {
+        i: {makers[name] for name in _reads(node) if name in makers} - {i}
+        for i, node in enumerate(graph.node)
+    }
+    order = list(TopologicalSorter(wants).static_order())
+    if order != sorted(order):
+        nodes = [type(graph.node[i]).FromString(graph.node[i].SerializeToString()) for i in order]
+        del graph.node[:]
+        graph.node.extend(nodes)
+    for node in graph.node:
+        for inner in _nested(node):
+            _sort(inner)
+
+
+def _reads(node: Any) -> Iterator[str]:
+    """All names that a node reads, also within its graphs."""
+    yield from node.input
+    for outer in _nested(node):
+        for inner in graphs(outer):
+            yield from (name for one in inner.node for name in one.input)
+            yield from (value.name for value in inner.output)
 
 
 class _Known:
@@ -321,10 +349,7 @@ def _live(graph: Any) -> Iterator[str]:
     for node in reversed(graph.node):
         if wanted.intersection(node.output):
             yield node.name
-            wanted.update(node.input)
-            for inner in _nested(node):
-                wanted.update(name for g in graphs(inner) for n in g.node for name in n.input)
-                wanted.update(value.name for g in graphs(inner) for value in g.output)
+            wanted.update(_reads(node))
 
 
 def _nested(node: Any) -> Iterable[Any]:

@@ -189,6 +189,16 @@ def test_integer_operators(tmp_path: Path) -> None:
     assert cost(tmp_path, half, {"x": f(5, 7)}, {"w": w, **one}).direct.integer == 5 * 7 * 11
 
 
+def test_nodes_may_stand_in_any_order(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["a", "v"], ["y"]),
+        helper.make_node("Relu", ["z"], ["a"]),
+        helper.make_node("MatMul", ["x", "w"], ["z"]),
+    ]
+    weights = {"w": f(4, 5), "v": f(5, 6)}
+    assert cost(tmp_path, nodes, {"x": f(3, 4)}, weights).direct.total == 3 * 4 * 5 + 3 * 5 * 6
+
+
 def test_what_a_runtime_leaves_out_is_not_needed(tmp_path: Path) -> None:
     product = lambda a, b, to: helper.make_node("MatMul", [a, b], [to])  # noqa: E731
     weights = {"v": f(4, 4), "w": f(4, 4)}
