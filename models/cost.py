@@ -164,7 +164,7 @@ def count_cost(model: Path, sample: Mapping[str, Array]) -> Cost:
 
 def _sort(graph: Any) -> None:
     """Put makers before readers, as the format demands and some converters do not."""
-    makers = {name: i for i, node in enumerate(graph.node) for name in node.output}
+    makers = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
     wants = {
         i: {makers[name] for name in _reads(node) if name in makers} - {i}
         for i, node in enumerate(graph.node)
