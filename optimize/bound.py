@@ -14,7 +14,7 @@ from typing import Any
 from optimize.budgets.budget import format_ns
 from optimize.child import Child
 from optimize.entries import key_of
-from optimize.errors import first_cause
+from optimize.errors import InputError, first_cause
 from optimize.feasibility import Bounds, Infeasible, Precision, lower_bound
 from optimize.models.cost import VERSION as COST_VERSION
 from optimize.models.cost import Cost, count_in_time
@@ -47,6 +47,7 @@ class Bounder:
         samples: inputs of calls, of which a typical one is counted.
         store: where peaks and costs are kept; None for nowhere.
         notes: why there is no bound, if there is none.
+        hurried: whether there is no time to measure peaks that are not known yet.
     """
 
     device: Device
@@ -55,6 +56,7 @@ class Bounder:
     samples: Dataset
     store: Store | None = None
     notes: list[str] = field(default_factory=list)
+    hurried: bool = False
     source: Bounds | None = None
     _child: Child = field(default_factory=Child)
     _sample: Mapping[str, Array] = field(default_factory=dict)
@@ -134,13 +136,14 @@ class Bounder:
         return Cost.from_json(text)
 
     def _peaks(self) -> Peaks:
-        device = self.device
-        text = self._kept(
-            self._peak_parts(),
-            "peaks of this device",
-            lambda: asdict(self._child.call(measure_peaks, device.isa, device.architecture)),
-        )
+        text = self._kept(self._peak_parts(), "peaks of this device", self._measure)
         return Peaks(**json.loads(text))
+
+    def _measure(self) -> dict[str, Any]:
+        if self.hurried:
+            raise InputError("the time limit leaves no time to measure what this device can do")
+        device = self.device
+        return asdict(self._child.call(measure_peaks, device.isa, device.architecture))
 
     def _peak_parts(self) -> dict[str, Any]:
         libraries = {name: self.versions.get(name) for name in PACKAGES}

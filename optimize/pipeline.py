@@ -65,6 +65,7 @@ CHECK_SAMPLES = 4
 BUILD_SHARE, SCREEN_SHARE = 0.5, 0.8
 # A pass may load torch, a quantizer and a few copies of a model.
 JOB_BYTES, MOST_JOBS = 4 << 30, 8
+LEAST_TIME_FOR_PEAKS_S = 30.0  # they take a tenth of it, once
 _PACKAGES = (
     "tailfit onnxruntime onnx onnxscript torch transformers numpy openvino nncf neural-compressor "
     "torchao torch-pruning onnxruntime-tools"
@@ -216,9 +217,10 @@ def _infeasible(state: _Run, observer: Observer) -> bool:
     prepared, request = state.prepared, state.request
     assert prepared is not None  # set just before
     observer.stage("lower bound", 0)
+    limit = request.time_limit_s
     state.bounder = Bounder(
         state.device, state.settings.threads, versions(), prepared.evaluation, state.store,
-        state.notes,
+        state.notes, hurried=limit is not None and limit < LEAST_TIME_FOR_PEAKS_S,
     )  # fmt: skip
     bounds = state.bounder.judge_source(prepared.exported.model)
     found = judge_feasibility(request.budgets, bounds) if bounds else None

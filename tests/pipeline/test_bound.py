@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made_reports import profile
 
 from optimize.bound import Bounder, changes_architecture, typical
+from optimize.entries import key_of
 from optimize.models.data import Dataset
 from optimize.passes.chain import Chain
+from optimize.report import LatencyReport, VariantReport
 from optimize.store import Store
 from optimize.targets.local import LocalTarget
 
@@ -49,6 +52,33 @@ def test_peaks_and_costs_are_kept(graph: Any, rows: Dataset, store: Store) -> No
     again._child = NoChild()  # type: ignore[assignment]
     assert again.judge_source(model) == bounds
     assert again.bound(model, Chain.parse("fold")) == bounds.ms["float32"]
+
+
+def test_who_has_no_time_gets_no_bound_but_what_is_known(
+    graph: Any, rows: Dataset, store: Store
+) -> None:
+    model = graph.linear()
+    hurried = bounder(rows, store)
+    hurried.hurried = True
+    assert hurried.judge_source(model) is None
+    assert "the time limit leaves no time" in hurried.notes[0]
+    assert bounder(rows, store).judge_source(model) is not None
+    assert hurried.judge_source(model) is not None
+
+
+def test_a_bound_that_was_beaten_is_none_and_the_peaks_are_forgotten(
+    graph: Any, rows: Dataset, store: Store
+) -> None:
+    model, known = graph.linear(), bounder(rows, store)
+    bounds = known.judge_source(model)
+    assert bounds is not None
+    row = VariantReport("source", "onnxruntime", "kept", "", LatencyReport.of(profile(1.0), 0.99))
+    assert known.checked(row, 0.5).bound_ms == 0.5
+    assert known.checked(row, None).bound_ms is None
+    assert known.notes == []
+    assert known.checked(row, 2.0).bound_ms is None
+    assert "faster than its bound" in known.notes[0]
+    assert store.document(key_of(known._peak_parts())) is None
 
 
 def test_what_cannot_be_counted_has_no_bound_and_a_note(
