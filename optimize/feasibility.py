@@ -21,7 +21,7 @@ Precision = Literal["float32", "float16", "bfloat16", "int8", "int4"]
 # The clock varies, and another kernel may come nearer to what the circuits can do.
 MARGIN = 1.25
 # Neighbours on a shared host take bandwidth away for longer than a measurement lasts.
-MEMORY_MARGIN = 2.0
+MEMORY_MARGIN = 4.0
 # Bytes of one weight. Weights in 4 bits are multiplied in 8, or as floats.
 _WEIGHT_BYTES: Mapping[Precision, float] = {
     "float32": 4.0,
