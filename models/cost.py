@@ -147,7 +147,7 @@ def count_cost(model: Path, sample: Mapping[str, Array]) -> Cost:
     if proto.functions:
         proto = onnx.inliner.inline_local_functions(proto)
     _sort(proto.graph)
-    nodes = {}
+    nodes: dict[str, Any] = {}
     for graph in graphs(proto.graph):
         for node in graph.node:
             node.name = f"cost{len(nodes)}"  # the trace tells nodes apart by name

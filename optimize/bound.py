@@ -114,11 +114,9 @@ class Bounder:
         """The same of a chain that was not built, in the narrowest precision that it names."""
         if self.source is None or changes_architecture(chain):
             return None
-        names = {step.name for step in chain.passes}
-        precision: Precision = "int8" if "int8" in names else "float32"
-        for name, wanted in (("fp16", "float16"), ("bf16", "bfloat16"), ("bits=4", "int4")):
-            if name in names or name in str(chain):
-                precision = max(precision, wanted, key=_NARROW.index)  # type: ignore[call-overload]
+        precision: Precision = "float32"
+        for word, narrower in _NARROWER:
+            precision = narrower if word in str(chain) else precision
         return self.source.ms.get(precision)
 
     def close(self) -> None:
@@ -168,7 +166,13 @@ def _no_faster(bound: float | None) -> str:
     return f"no call can take less than {format_ns((bound or 0.0) * 1e6)}"
 
 
-_NARROW: tuple[Precision, ...] = ("float32", "float16", "bfloat16", "int8", "int4")
+# Words in a chain, and the precision that each of them brings; the narrowest last.
+_NARROWER: tuple[tuple[str, Precision], ...] = (
+    ("fp16", "float16"),
+    ("bf16", "bfloat16"),
+    ("int8", "int8"),
+    ("bits=4", "int4"),
+)
 
 
 def changes_architecture(chain: Chain) -> bool:
