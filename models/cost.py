@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -115,19 +114,6 @@ class Cost:
         for name in ("direct", "winograd"):
             fields[name] = Needed(**fields[name])
         return cls(**{**fields, "unknown_ops": tuple(fields["unknown_ops"])})
-
-
-def count_in_time(model: Path, sample: Mapping[str, Array], seconds: int) -> Cost:
-    """Do as :func:`count_cost`, in a process that ends if that takes longer.
-
-    Raises:
-        InputError: onnxruntime cannot load or run the model.
-    """
-    signal.alarm(seconds)  # its default action ends the process, wherever it hangs
-    try:
-        return count_cost(model, sample)
-    finally:
-        signal.alarm(0)
 
 
 def count_cost(model: Path, sample: Mapping[str, Array]) -> Cost:

@@ -7,6 +7,7 @@ no bound, and a note says why.
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -17,7 +18,7 @@ from optimize.entries import key_of
 from optimize.errors import InputError, first_cause
 from optimize.feasibility import Bounds, Infeasible, Precision, lower_bound
 from optimize.models.cost import VERSION as COST_VERSION
-from optimize.models.cost import Cost, count_in_time
+from optimize.models.cost import Cost, count_cost
 from optimize.models.data import Array, Dataset
 from optimize.models.model import Model
 from optimize.models.runtimes import DEFAULT_RUNTIME
@@ -28,7 +29,8 @@ from optimize.report import VariantReport
 from optimize.store import Store
 from optimize.targets.base import Device
 
-SECONDS = 5  # the most that counting one model may take
+# The most that they may take; measuring, once for a device, takes three where nothing hinders it.
+COUNT_S, MEASURE_S = 5, 10
 # Of calls whose shapes differ, that share may be smaller than what is counted: less than half, so
 # that the bound holds for the median and all that is above it, in samples drawn at random, too.
 SMALLER = 0.3
@@ -129,7 +131,7 @@ class Bounder:
         text = self._kept(
             {**what, "onnxruntime": self.versions.get("onnxruntime")},
             f"operations of {model.digest[:12]}",
-            lambda: asdict(self._child.call(count_in_time, model.path, self._sample, SECONDS)),
+            lambda: self._timed(COUNT_S, count_cost, model.path, self._sample),
         )
         return Cost.from_json(text)
 
@@ -141,7 +143,11 @@ class Bounder:
         if self.hurried:
             raise InputError("the time limit leaves no time to measure what this device can do")
         device = self.device
-        return asdict(self._child.call(measure_peaks, device.isa, device.architecture))
+        return self._timed(MEASURE_S, measure_peaks, device.isa, device.architecture)
+
+    def _timed(self, seconds: int, function: Callable[..., Any], *given: Any) -> dict[str, Any]:
+        """Fields of what a function gives in the child, which ends if that takes too long."""
+        return asdict(self._child.call(_in_time, seconds, function, *given))
 
     def _peak_parts(self) -> dict[str, Any]:
         libraries = {name: self.versions.get(name) for name in PACKAGES}
@@ -164,6 +170,14 @@ class Bounder:
 
 def _no_faster(bound: float | None) -> str:
     return f"no call can take less than {format_ns((bound or 0.0) * 1e6)}"
+
+
+def _in_time(seconds: int, function: Callable[..., Any], *given: Any) -> Any:
+    signal.alarm(seconds)  # its default action ends the process, wherever it hangs
+    try:
+        return function(*given)
+    finally:
+        signal.alarm(0)
 
 
 # Words in a chain, and the precision that each of them brings; the narrowest last.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 from made_reports import profile
 
-from optimize.bound import Bounder, changes_architecture, typical
+from optimize.bound import Bounder, _in_time, changes_architecture, typical
+from optimize.child import Child, ChildDied
 from optimize.entries import key_of
 from optimize.models.data import Dataset
 from optimize.passes.chain import Chain
@@ -92,6 +94,14 @@ def test_what_cannot_be_counted_has_no_bound_and_a_note(
     assert lost.notes[0].startswith("no bound of the latency is known: ")
     assert lost.bound(model, Chain()) is None
     assert lost.planned(Chain()) is None
+
+
+def test_what_takes_too_long_is_given_up() -> None:
+    child = Child()
+    with pytest.raises(ChildDied, match="SIGALRM"):
+        child.call(_in_time, 1, time.sleep, 60)
+    assert child.call(_in_time, 1, abs, -3) == 3
+    child.close()
 
 
 def test_a_typical_call_is_below_the_median(graph: Any) -> None:
