@@ -10,6 +10,7 @@ bound of ``optimize/bound.py``. A ratio below 1 is marked, and ends it with exit
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import tempfile
@@ -84,7 +85,7 @@ def main() -> None:
     given = parser.parse_args()
     lines: list[Line] = []
     with tempfile.TemporaryDirectory() as folder:
-        for case in cases(given.workloads):
+        for case in cases(given.workloads.resolve()):
             if given.only is None or case.name in given.only:
                 for line in measure(case, given.chains, given.threads, Path(folder)):
                     lines.append(line)
@@ -160,7 +161,8 @@ def measure(
         folder=folder, samples=inputs.take(range(1)), calibration=inputs, isa=frozenset(device.isa)
     )
     builder = Builder(Sources(model), context, lambda step, made, given: step(made, given))
-    built = [v for chain in chains if (v := _built(builder, chain)) is not None]
+    with contextlib.chdir(folder):  # quantizers leave files where they run
+        built = [v for chain in chains if (v := _built(builder, chain)) is not None]
     for count in threads:
         bounder = Bounder(device, count, versions(), inputs, _store(folder))
         if bounder.judge_source(model) is None:
