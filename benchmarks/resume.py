@@ -124,6 +124,8 @@ def main() -> None:
                 f"work {work[-1]:.2f}x, same {equal}, orphans {orphans}, left {place.left()}",
                 flush=True,
             )
+            if not equal:
+                print(f"  undisturbed {whole.verdict}\n  resumed     {resumed.verdict}")
         print(
             f"same artefact and statuses, nothing left: {same} of {options.times}; "
             f"work {np.median(work):.2f}x, at most {max(work):.2f}x (target 1.3x)"

@@ -113,6 +113,9 @@ Jobs = Annotated[
     int | None, typer.Option("--jobs", help="Passes at once.  [default: the cores granted]")
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Measure again what the cache knows.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Go on where the budget is below every lower bound.")
+]
 Out = Annotated[
     str | None,
     typer.Option("--out", help="Result folder.  [default: MODEL.optimized; profile: none]"),
@@ -196,6 +199,7 @@ def run_command(
     no_cache: NoCache = False,
     fresh: Fresh = False,
     jobs: Jobs = None,
+    force: Force = False,
     out: Out = None,
     seed: Seed = 0,
     json: Json = False,

@@ -181,6 +181,12 @@ def answer(result: Result) -> str:
             f"Kept: {best.chain}{ratio}, within {limits} at {report.settings.confidence:.0%} "
             f"confidence{_accuracy_words(best, report)}.{written}"
         )
+    if report.infeasible:
+        report_at = f" Report in {result.folder}" if result.folder else ""
+        return (
+            f"None kept, nothing built: {limits} cannot be met. {_capital(report.infeasible)}; "
+            f"--force goes on.{report_at}"
+        )
     miss = f" Nearest miss: {report.nearest_miss}." if report.nearest_miss else ""
     what = {
         3: "Undecided: there is not enough evidence that a variant meets",
@@ -189,6 +195,10 @@ def answer(result: Result) -> str:
     }.get(report.exit_code, "None kept: no variant meets")
     report_at = f" Report in {result.folder}" if result.folder else ""
     return f"{what} {limits}{floor}.{miss}{report_at}"
+
+
+def _capital(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
 
 
 def _accuracy_words(best: VariantReport, report: Report) -> str:

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from optimize import mixed, output
+from optimize.bound import Bounder, changes_architecture
 from optimize.build import Builder, Execute, Sources, Variant
 from optimize.child import ChildDied, Children
 from optimize.choose import nearest_miss
 from optimize.errors import InputError, PassFailed, first_cause
+from optimize.feasibility import judge_feasibility
 from optimize.measure import Limits
 from optimize.models.export import Exported, load_and_export
 from optimize.models.model import FILE_NAME, Model
@@ -63,6 +65,7 @@ CHECK_SAMPLES = 4
 BUILD_SHARE, SCREEN_SHARE = 0.5, 0.8
 # A pass may load torch, a quantizer and a few copies of a model.
 JOB_BYTES, MOST_JOBS = 4 << 30, 8
+LEAST_TIME_FOR_PEAKS_S = 30.0  # they take a tenth of it, once
 _PACKAGES = (
     "tailfit onnxruntime onnx onnxscript torch transformers numpy openvino nncf neural-compressor "
     "torchao torch-pruning onnxruntime-tools"
@@ -116,6 +119,9 @@ class _Run:
     builder: Builder | None = None
     store: Store | None = None
     served: dict[tuple[str, str] | None, str] = field(default_factory=dict)
+    bounder: Bounder | None = None
+    bounds: dict[str, float | None] = field(default_factory=dict)
+    infeasible: str | None = None
 
     def limits(self, share: float) -> Limits:
         limit = self.request.time_limit_s
@@ -149,6 +155,8 @@ def run(request: Request, observer: Observer | None = None, target: Target | Non
             return _finish(state, _attempt(state, folder, observer))
         finally:
             state.children.close()
+            if state.bounder:
+                state.bounder.close()
             if state.screening:
                 state.screening.close()
             if state.store:
@@ -183,6 +191,8 @@ def _stages(state: _Run, folder: Path, observer: Observer) -> None:
     state.notes += state.prepared.notes
     exported = state.prepared.exported
     observer.note(f"{state.source.kind} by {exported.route}, outputs {exported.difference}")
+    if not request.as_is and _infeasible(state, observer):
+        return
     variants = (_as_they_are if request.as_is else _build)(state, folder, observer)
     judged = [variant for variant in variants if not variant.step]
     mixes = not request.as_is and request.chains is None
@@ -198,7 +208,40 @@ def _stages(state: _Run, folder: Path, observer: Observer) -> None:
     if not request.as_is:
         observer.stage("explain", 0)
         screening.explain(state.children, state.device.isa, state.limits(SCREEN_SHARE))
+        _bound(state)
     screening.confirm(state.limits(1.0), observer)
+
+
+def _infeasible(state: _Run, observer: Observer) -> bool:
+    """Whether no variant can meet the budget; known in seconds, before anything is built."""
+    prepared, request = state.prepared, state.request
+    assert prepared is not None  # set just before
+    observer.stage("lower bound", 0)
+    limit = request.time_limit_s
+    state.bounder = Bounder(
+        state.device, state.settings.threads, versions(), prepared.evaluation, state.store,
+        state.notes, hurried=limit is not None and limit < LEAST_TIME_FOR_PEAKS_S,
+    )  # fmt: skip
+    bounds = state.bounder.judge_source(prepared.exported.model)
+    found = judge_feasibility(request.budgets, bounds) if bounds else None
+    if found is None:
+        return False
+    chains = _plan(request, prepared)
+    if request.force or request.everything or any(map(changes_architecture, chains)):
+        state.notes.append(f"{found.budget} is out of reach of this architecture: {found.reason}")
+        return False
+    state.infeasible = found.reason
+    state.order = [str(chain) for chain in chains]
+    state.unbuilt += state.bounder.skipped(chains, found)
+    return True
+
+
+def _bound(state: _Run) -> None:
+    """Find out how fast each artefact could be at best."""
+    if state.bounder is not None:
+        for name, model in state.artefacts.items():
+            state.bounds[name] = state.bounder.bound(model, Chain.parse(name))
+        state.bounder.close()
 
 
 def _build(state: _Run, folder: Path, observer: Observer) -> list[Variant]:
@@ -441,6 +484,7 @@ def _report(state: _Run, error: BaseException | None) -> Report:
         variants=rows,
         chosen=chosen,
         exit_code=_exit_code(rows[1:] if request.reference_only else rows, chosen, error),
+        infeasible=state.infeasible,
         nearest_miss=None if chosen else nearest_miss(rows, request.budgets, floor),
         notes=tuple(state.notes),
         seconds=time.monotonic() - state.started,
@@ -456,6 +500,8 @@ def _rows(state: _Run) -> tuple[VariantReport, ...]:
     rows = {row.chain: row for row in state.unbuilt}
     if state.screening:
         rows |= {row.chain: row for row in state.screening.rows()}
+    if state.bounder:
+        rows |= {n: state.bounder.checked(rows[n], b) for n, b in state.bounds.items() if n in rows}
     order = state.order or list(rows)
     return tuple(_without_path(rows[name], state.folder) for name in order if name in rows)
 

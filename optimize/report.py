@@ -273,6 +273,8 @@ class Report:
 
     Attributes:
         chosen: the chain that the objective picked among the kept ones; None if none was kept.
+        infeasible: why the latency budget is out of reach of every variant, if nothing was built
+            for that reason; needs, peaks and what would have to shrink in a sentence.
         nearest_miss: in words, if none was kept and a variant came close.
         exit_code: 0 kept, 1 none, 3 none but some undecided, 70 internal error, 130 interrupted.
         notes: what a reader must know about the whole run.
@@ -293,6 +295,7 @@ class Report:
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
     command: str | None = None
+    infeasible: str | None = None
     schema: Literal[1] = 1
 
     def variant(self, chain: str) -> VariantReport:

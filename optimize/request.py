@@ -56,6 +56,7 @@ class Request:
         cache: the folder that work is kept in between runs; None for none.
         jobs: passes that may run at once; None for what cores and memory allow.
         fresh: whether what earlier runs measured is forgotten.
+        force: whether to go on where the budget is below the lower bound of every variant.
         reference_only: whether ``model`` is timed for comparison and cannot be chosen.
     """
 
@@ -90,6 +91,7 @@ class Request:
     cache: Path | None = None
     jobs: int | None = None
     fresh: bool = False
+    force: bool = False
 
     def __post_init__(self) -> None:
         """Check what can be checked without loading anything.

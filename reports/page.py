@@ -144,7 +144,8 @@ def _cells(shown: View, variant: VariantReport) -> Iterator[Cell]:
     if any(v.bound_ms for v in shown.report.variants):
         bound = variant.bound_ms
         times = latency.p50_ms / bound if latency and bound else None
-        yield Cell("p50 / bound", f"{times:.2f}x", times) if times else Cell("p50 / bound")
+        least = f"at least {_ms(bound)}" if bound else ""
+        yield Cell("p50 / bound", f"{times:.2f}x" if times else "", times, least)
 
 
 @dataclass(frozen=True)

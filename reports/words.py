@@ -64,6 +64,11 @@ def headline(view: View) -> Headline:
         limits = _join([budget.text for budget in report.budgets])
         words = [_speed(view.chosen), f"It is within {limits} {sure}{_floor(view, view.chosen)}."]
         return Headline("good", "Kept", " ".join(filter(None, words)))
+    if report.infeasible:
+        sentence = (
+            f"Nothing was built: no variant can meet {wanted}. The model {report.infeasible}."
+        )
+        return Headline("bad", "Infeasible", sentence)
     if report.exit_code == 3:
         return Headline("open", "Undecided", f"No variant is shown to meet {wanted} {sure}.")
     if report.exit_code == 130:

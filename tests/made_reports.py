@@ -204,6 +204,20 @@ def unmeasured() -> View:
     return view([(variant("fold", "skipped", "no time was left"), None)], None, 130)
 
 
+def infeasible() -> View:
+    """A budget below every bound: nothing was built."""
+    rows: list[tuple[VariantReport, Profile | None]] = [
+        (
+            variant(name, "skipped", "not built: no call can take less than 80 us", bound_ms=0.08),
+            None,
+        )
+        for name in ("source", "fold,fuse")
+    ]
+    made = view(rows, None, 1)
+    sentence = "needs 22.7 MFLOP; 80 us is the floor, 10 us asked (8x less): prune 88% of it"
+    return replace(made, report=replace(made.report, infeasible=sentence))
+
+
 def without_samples() -> View:
     """A result of an earlier version, which wrote no single timings."""
     return View(many(6).report)
@@ -216,5 +230,6 @@ EVERY = {
     "undecided": undecided,
     "hostile": hostile,
     "unmeasured": unmeasured,
+    "infeasible": infeasible,
     "without_samples": without_samples,
 }

@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_reports import many, none_kept, one, profile, undecided, unmeasured, variant, view
+from made_reports import (
+    infeasible,
+    many,
+    none_kept,
+    one,
+    profile,
+    undecided,
+    unmeasured,
+    variant,
+    view,
+)
 
 from optimize.budgets.budget import Budget, Floor
 from optimize.report import BudgetReport, FloorReport
@@ -84,7 +94,7 @@ def test_the_page_is_about_the_chosen_or_the_nearest_miss() -> None:
 @pytest.mark.parametrize(
     ("made", "state", "title"),
     [(one, "good", "Kept"), (none_kept, "bad", "None kept"), (undecided, "open", "Undecided"),
-     (unmeasured, "open", "Interrupted")],
+     (unmeasured, "open", "Interrupted"), (infeasible, "bad", "Infeasible")],
 )  # fmt: skip
 def test_headlines(made: object, state: str, title: str) -> None:
     found = headline(made())  # type: ignore[operator]
