@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from optimize.entries import Entry, key_of
-from optimize.models.model import Model, file_digest
+from optimize.models.model import Model, file_digest, link_or_copy
 from optimize.models.run import Difference
 from optimize.models.usercode import is_reference
 from optimize.passes.base import Context, Pass, PassResult
@@ -101,7 +100,7 @@ class Remembered:
         shutil.rmtree(folder, ignore_errors=True)
         for file, name in zip(made.files, names, strict=True):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            _link(file, folder / name)
+            link_or_copy(file, folder / name)
         self._store.put(key, folder, meta)
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -134,13 +133,6 @@ def _plain(difference: Difference | None) -> dict[str, Any] | None:
 
 def _relative(file: Path, model: Model) -> Path:
     return file.relative_to(model.path.parent)
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _source_digest(step: Pass) -> str:

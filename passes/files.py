@@ -6,10 +6,11 @@ import contextlib
 import io
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from optimize.models.model import FILE_NAME, Model
+from optimize.models.model import FILE_NAME, Model, link_or_copy
 from optimize.passes.base import INLINE_MOST, Context
 from optimize.worker import GRAPH_LEVEL, session_options
 
@@ -31,6 +32,18 @@ def save_ir(graph: Any, model: Model, context: Context) -> Model:
     side = f"{FILE_NAME}.data" if model.size_bytes > INLINE_MOST else None
     onnx_ir.save(graph, str(path), external_data=side)
     return Model.read(path)
+
+
+def brought(model: Model, context: Context) -> Model:
+    """The same model in the pass's own folder, for libraries that write beside what they read."""
+    folder = context.folder / "brought"
+    folder.mkdir(exist_ok=True)
+    for file in model.files:
+        target = folder / file.relative_to(model.path.parent)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.exists():
+            link_or_copy(file, target)
+    return replace(model, path=folder / model.path.name)
 
 
 def load_proto(model: Model) -> Any:

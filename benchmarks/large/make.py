@@ -33,7 +33,7 @@ def main() -> None:
 def make(folder: Path, size_bytes: int, width: int = WIDTH) -> Path:
     """Write a model of at least ``size_bytes``, and samples for it; return the model's path.
 
-    Each block is ``x + gelu-like(norm(x) @ up) @ down``: what transformers spend most weights on,
+    Each block is ``x / 2 + swish(x / 2 @ up) @ down``: what transformers spend most weights on,
     with a few nodes that can be folded.
     """
     folder.mkdir(parents=True, exist_ok=True)
