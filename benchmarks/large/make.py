@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-WIDTH, EXPANSION, ROWS, SAMPLES = 2048, 4, 4, 16
+WIDTH, EXPANSION, ROWS, SAMPLES = 2048, 4, 4, 6
 SIDE_FILE = "model.onnx.data"
 
 
