@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from optimize.models.model import FILE_NAME, Model, link_or_copy
+from optimize.models.model import FILE_NAME, Model, graphs, link_or_copy, tensors
 from optimize.passes.base import INLINE_MOST, Context
 from optimize.worker import GRAPH_LEVEL, session_options
 
@@ -58,9 +58,14 @@ def save_proto(proto: Any, context: Context) -> Model:
     import onnx
 
     path = context.folder / FILE_NAME
-    large = proto.ByteSize() > INLINE_MOST
+    large = _weight_bytes(proto) > INLINE_MOST
     onnx.save(proto, str(path), save_as_external_data=large, location=f"{FILE_NAME}.data")
     return Model.read(path)
+
+
+def _weight_bytes(proto: Any) -> int:
+    """Bytes of all weights; protobuf cannot tell the size of a message of more than 2 GiB."""
+    return sum(tensor.ByteSize() for graph in graphs(proto.graph) for tensor in tensors(graph))
 
 
 def open_session(graph: Path | bytes, level: str = "ALL", without: str = "") -> Any:

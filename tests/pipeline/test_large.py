@@ -20,6 +20,7 @@ from optimize.models.data import Dataset
 from optimize.models.model import Model
 from optimize.passes.base import Context, Pass, PassResult
 from optimize.passes.chain import Chain
+from optimize.passes.files import load_proto, save_proto
 from optimize.remember import Remembered
 from optimize.store import Store
 
@@ -110,3 +111,14 @@ def test_side_files_go_through_passes_cache_and_result(
     assert {file.name for file in moved.parent.iterdir()} >= {"model.onnx", "model.onnx.data"}
     got = loaded_elsewhere(moved, rows, tmp_path / "service")
     assert np.abs(got - want).max() < 0.02 * np.abs(want).max()
+
+
+def test_changed_graphs_keep_their_weights_beside_them(
+    source: Model, rows: Dataset, outputs: Outputs, tmp_path: Path
+) -> None:
+    (tmp_path / "pass").mkdir()
+    context = Context(tmp_path / "pass", rows.take(range(2)))
+    saved = save_proto(load_proto(source), context)
+    assert side_files(saved) == ["model.onnx.data"]
+    assert saved.path.stat().st_size < 4096
+    np.testing.assert_array_equal(outputs(saved, rows), outputs(source, rows))
