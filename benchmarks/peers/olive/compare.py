@@ -102,6 +102,9 @@ def compare(workload: Workload, given: Any, folder: Path) -> None:
             walls[name].append(wall)
             results[name] = json.loads((place / "result.json").read_text())
     _print(workload, results, walls)
+    if results["ours"]["chosen"] is None:
+        print("  ours kept none")
+        return
     models = [results["olive"]["model"], str(Path(results["ours"]["model"]).parent)]
     _side_by_side(workload, job, models, folder)
 
