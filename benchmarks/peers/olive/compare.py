@@ -38,7 +38,7 @@ class Workload:
         name: of the folder in LAB.
         data: its file of samples.
         metric: ``file.py:function`` in that folder; empty for top-1 accuracy.
-        kind: which of Olive's fusions fit.
+        samples: to judge on, besides those to calibrate on.
         budget: of ours; between the source and the best.
         threads: of both.
         chains: ours for the strategies fusion, dynamic, static and FP16.
@@ -47,7 +47,7 @@ class Workload:
     name: str
     data: str
     metric: str
-    kind: str
+    samples: int
     budget: str
     threads: int
     chains: tuple[str, ...]
@@ -55,14 +55,14 @@ class Workload:
 
 WORKLOADS = (
     Workload(
-        "minilm", "data128.npz", "metric.py:probe", "transformer", "p99=25ms", 2,
+        "minilm", "data128.npz", "metric.py:probe", 200, "p99=25ms", 2,
         (
             "fold,fuse", f"{_ATTENTION},int8{{mode=dynamic}}",
             f"{_ATTENTION},int8{{mode=static}}", "fold,fuse,fp16",
         ),
     ),
     Workload(
-        "mobilenet", "data.npz", "", "cnn", "p99=2ms", 1,
+        "mobilenet", "data.npz", "", 2000, "p99=2ms", 1,
         (
             "fold,fuse", "fold,fuse,int8{mode=dynamic}",
             "fold,fuse,int8{mode=static}", "fold,fuse,fp16",
@@ -113,7 +113,10 @@ def _job(workload: Workload, source: Path, calls: int, folder: Path) -> dict[str
     """Share the samples out as both shall use them, and describe the work."""
     arrays = dict(np.load(source / workload.data))
     order = np.random.default_rng(0).permutation(len(arrays["labels"]))
-    shares = {"calibration": order[:CALIBRATION], "evaluation": order[CALIBRATION:]}
+    shares = {
+        "calibration": order[:CALIBRATION],
+        "evaluation": order[CALIBRATION:][: workload.samples],
+    }
     for name, indices in shares.items():
         np.savez(folder / f"{name}.npz", **{k: v[indices] for k, v in arrays.items()})
     return {
@@ -121,7 +124,6 @@ def _job(workload: Workload, source: Path, calls: int, folder: Path) -> dict[str
         "evaluation": str(folder / "evaluation.npz"),
         "calibration": str(folder / "calibration.npz"),
         "metric": str(source / workload.metric) if workload.metric else "",
-        "kind": workload.kind,
         "threads": workload.threads,
         "calls": calls,
         "drop": 0.01,
