@@ -182,7 +182,8 @@ def _complete(specs: list[TensorSpec], loaded: Loaded) -> list[TensorSpec]:
 def input_specs(loaded: Loaded) -> tuple[TensorSpec, ...]:
     """The inputs' types and shapes, where the source itself knows them; else empty."""
     if loaded.source.kind == "onnx":
-        return Model.read(loaded.source.path).signature.inputs
+        known: Model = loaded.program
+        return known.signature.inputs
     if loaded.source.kind == "exported_program":
         return tuple(_placeholder_specs(loaded.program))
     if loaded.source.kind == "huggingface" and loaded.inputs[0] == "input_ids":
@@ -210,9 +211,8 @@ def export(loaded: Loaded, data: Dataset, specs: Sequence[TensorSpec], folder: P
         InputError: the data does not fit, or no route gives a faithful model.
     """
     if loaded.source.kind == "onnx":
-        model = Model.read(loaded.source.path)
-        fit(data, model.signature.inputs)
-        return Exported(model, "as given", Difference())
+        fit(data, loaded.program.signature.inputs)
+        return Exported(loaded.program, "as given", Difference())
     import torch
 
     with torch.no_grad():

@@ -42,7 +42,7 @@ class Loaded:
     """A source in memory, ready to export.
 
     Attributes:
-        program: an ``nn.Module``, ``ScriptModule`` or ``ExportedProgram``; None for ONNX.
+        program: an ``nn.Module``, ``ScriptModule`` or ``ExportedProgram``; a ``Model`` for ONNX.
         inputs: names of the inputs it takes, in order.
         required: those without a default value.
         arch: the user's ``file.py:factory`` that defines its classes; None for none.
@@ -88,7 +88,7 @@ def load(source: Source, arch: str | None, trusted: bool) -> Loaded:
     if source.kind == "onnx":
         model = Model.read(source.path)
         names = tuple(spec.name for spec in model.signature.inputs)
-        return Loaded(source, None, names, names)
+        return Loaded(source, model, names, names)
     _require_torch(source)
     if source.kind == "torchscript":
         return _load_torchscript(source)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from optimize.entries import Entry, key_of
 from optimize.errors import NotApplicable
 from optimize.models.data import Dataset
 from optimize.models.export import Exported, load_and_export
-from optimize.models.model import Model, TensorSpec, file_digest, specs
+from optimize.models.model import Model, TensorSpec, file_digest, link_or_copy, specs
 from optimize.models.run import Difference
 from optimize.models.source import Source
 from optimize.models.usercode import fingerprint, is_reference
@@ -210,7 +209,7 @@ def _gathered(models: Sequence[Model], folder: Path) -> Iterator[Path]:
         for file in model.files:
             place = folder / file.relative_to(model.path.parent)
             place.parent.mkdir(parents=True, exist_ok=True)
-            _link(file, place)
+            link_or_copy(file, place)
     try:
         yield folder
     finally:
@@ -226,13 +225,6 @@ def _plain(difference: Difference | None) -> dict[str, Any] | None:
         return None
     return {name: value if isinstance(value, str) else float(value)
             for name, value in asdict(difference).items()}  # fmt: skip
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _source_digest(step: Pass) -> str:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol
@@ -46,6 +46,9 @@ from optimize.targets.base import Job, Settings, Target
 from optimize.targets.inputs import write_inputs
 
 FRESH_PROCESSES = 3
+# Fresh processes that together take more memory than this run one after the other, for so many
+# calls each but the last, which runs on until the verdict is clear.
+FRESH_BYTES, FRESH_CALLS = 4 << 30, 200
 MEMORY_SHARE = 0.5
 SHARES = ("top1", "top5", "f1")  # metrics that cannot fall below zero
 MOST_AT_ONCE = 16
@@ -659,15 +662,23 @@ class Screening:
     def _time_fresh(
         self, fresh: Contender, requirement: Requirement, limits: Limits, observer: Observer
     ) -> None:
+        rng = np.random.default_rng(self.request.seed + 1)
+        count = len(self.prepared.latency)
         try:
             for number in range(FRESH_PROCESSES):
                 observer.step(number, f"fresh process {number + 1} of {FRESH_PROCESSES}")
                 if not limits.expired:
                     open_worker(self.target, fresh, limits)
+                last = number == FRESH_PROCESSES - 1
+                if fresh.workers and not last and fresh.rss_bytes * FRESH_PROCESSES > FRESH_BYTES:
+                    # One after the other, each with its share: they do not fit beside each other.
+                    warm_up(fresh, limits)
+                    share = fresh.profile.samples_ns.size + FRESH_CALLS
+                    enough = partial(_has, share)
+                    time_in_turns([fresh], requirement, count, limits, rng, _silent, enough)
+                    fresh.close()
             warm_up(fresh, limits)
-            rng = np.random.default_rng(self.request.seed + 1)
-            count = len(self.prepared.latency)
-            time_in_turns([fresh], requirement, count, limits, rng, lambda _: None)
+            time_in_turns([fresh], requirement, count, limits, rng, _silent)
         except WorkerError as error:
             fresh.error = str(error)
         finally:
@@ -693,6 +704,14 @@ def _confirmed(fresh: Contender, requirement: Requirement, limits: Limits) -> bo
     """Whether what an earlier run timed in its fresh processes is all that there is to know."""
     processes = {block.process for block in fresh.profile.blocks}
     return len(processes) >= FRESH_PROCESSES and settled(fresh, requirement, limits)
+
+
+def _has(calls: int, contender: Contender) -> bool:
+    return contender.profile.samples_ns.size >= calls
+
+
+def _silent(_: Sequence[Contender]) -> None:
+    """Tell nobody how timing goes on."""
 
 
 def _told(subject: Subject) -> dict[str, Any]:

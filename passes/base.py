@@ -7,6 +7,7 @@ promises to keep the outputs: :func:`Pass.__call__` checks that on real samples.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -126,7 +127,7 @@ class Pass(ABC):
             )
         start = time.perf_counter()
         try:
-            result = self.apply(_in_one_file(model, context), context)
+            result = self._apply_elsewhere(_in_one_file(model, context), context)
         except NotApplicable:
             raise
         except Exception as error:
@@ -140,6 +141,15 @@ class Pass(ABC):
         if self.tolerance is None or not result.changed:
             return result
         return replace(result, difference=self._checked(model, result.model, context))
+
+    def _apply_elsewhere(self, model: Model, context: Context) -> PassResult:
+        """Apply the pass in its own folder: libraries leave files in the current one."""
+        if model.format == "torch":  # the user's code may open files beside the user
+            return self.apply(model, context)
+        members = tuple(member.absolute() for member in model.members)
+        model = replace(model, path=model.path.absolute(), members=members)
+        with contextlib.chdir(context.folder):
+            return self.apply(model, context)
 
     def _checked(self, before: Model, after: Model, context: Context) -> Difference:
         try:

@@ -6,10 +6,11 @@ import contextlib
 import io
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from optimize.models.model import FILE_NAME, Model
+from optimize.models.model import FILE_NAME, Model, graphs, link_or_copy, tensors
 from optimize.passes.base import INLINE_MOST, Context
 from optimize.worker import GRAPH_LEVEL, session_options
 
@@ -33,6 +34,18 @@ def save_ir(graph: Any, model: Model, context: Context) -> Model:
     return Model.read(path)
 
 
+def brought(model: Model, context: Context) -> Model:
+    """The same model in the pass's own folder, for libraries that write beside what they read."""
+    folder = context.folder / "brought"
+    folder.mkdir(exist_ok=True)
+    for file in model.files:
+        target = folder / file.relative_to(model.path.parent)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.exists():
+            link_or_copy(file, target)
+    return replace(model, path=folder / model.path.name)
+
+
 def load_proto(model: Model) -> Any:
     """Load the model as an ``onnx.ModelProto`` with its weights."""
     import onnx
@@ -45,9 +58,14 @@ def save_proto(proto: Any, context: Context) -> Model:
     import onnx
 
     path = context.folder / FILE_NAME
-    large = proto.ByteSize() > INLINE_MOST
+    large = _weight_bytes(proto) > INLINE_MOST
     onnx.save(proto, str(path), save_as_external_data=large, location=f"{FILE_NAME}.data")
     return Model.read(path)
+
+
+def _weight_bytes(proto: Any) -> int:
+    """Bytes of all weights; protobuf cannot tell the size of a message of more than 2 GiB."""
+    return sum(tensor.ByteSize() for graph in graphs(proto.graph) for tensor in tensors(graph))
 
 
 def open_session(graph: Path | bytes, level: str = "ALL", without: str = "") -> Any:

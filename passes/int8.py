@@ -14,7 +14,7 @@ from optimize.models.data import Dataset
 from optimize.models.model import FILE_NAME, Model
 from optimize.models.runtimes import Format
 from optimize.passes.base import Context, Pass, PassResult
-from optimize.passes.files import load_proto, needs_side_file, save_proto, silent
+from optimize.passes.files import brought, load_proto, needs_side_file, save_proto, silent
 from optimize.passes.quantizers import static
 from optimize.passes.quantizers.layers import REQUANTIZER
 from optimize.passes.quantizers.ranges import Method, suitable
@@ -166,7 +166,8 @@ class Int8(Pass):
 
     def _dynamic(self, model: Model, context: Context, types: list[str]) -> tuple[str, ...]:
         if not self.keep:
-            self._dynamic_without(model, context, types, (), context.folder / FILE_NAME)
+            own = brought(model, context)
+            self._dynamic_without(own, context, types, (), context.folder / FILE_NAME)
             return ()
         import onnx
 

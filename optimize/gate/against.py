@@ -184,6 +184,7 @@ class _Comparison:
         child = Child()
         stack.callback(child.close)
         standard = _standard(self.request, self.result)
+
         def export(*given: Any) -> Exported:
             return child.call(load_and_export, *given)
 

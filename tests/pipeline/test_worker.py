@@ -240,6 +240,36 @@ def test_operators_are_named_with_their_nodes(tmp_path: Path, start: Start) -> N
     assert set(what.scratch.iterdir()) == before  # the profile's file is not left behind
 
 
+def test_no_second_session_lives_while_operators_are_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive = {"now": 0, "most": 0}
+
+    class Counted(worker_file.OnnxRuntime):
+        def __init__(self, *arguments: Any) -> None:
+            alive["now"] += 1
+            alive["most"] = max(alive.values())
+            super().__init__(*arguments)
+
+        def __del__(self) -> None:
+            alive["now"] -= 1
+
+    monkeypatch.setitem(worker_file.RUNTIMES, "onnxruntime", Counted)
+    what = job(tmp_path, dense(tmp_path), ragged())
+    worker = worker_file.Worker(
+        {
+            "version": worker_file.VERSION, "runtime": "onnxruntime", "model": str(what.model),
+            "provider": "CPUExecutionProvider", "threads": 1, "cpus": None, "config": {},
+            "inputs": str(what.inputs), "scratch": str(what.scratch),
+        }
+    )  # fmt: skip
+    before = worker.outputs(3)["outputs"]
+    assert {row["op"] for row in worker.operators(2)["operators"]} >= {"MatMul", "Relu"}
+    assert alive == {"now": 0, "most": 1}
+    assert worker.outputs(3)["outputs"] == before  # loaded again by itself
+    assert alive == {"now": 1, "most": 1}
+
+
 def test_nan_outputs_are_counted_and_infinite_ones_are_not(tmp_path: Path, start: Start) -> None:
     inputs = {"x": [np.array(v, np.float32) for v in ([1, 2], [-1, 2, -3], [0, 1])]}
     worker = start(job(tmp_path, logarithm(tmp_path), inputs))

@@ -1,0 +1,1 @@
+"""Models of more than 2 GB."""
