@@ -146,6 +146,36 @@ def test_what_was_beaten_is_timed_on_if_the_winner_is_not_confirmed(screen: Scre
     assert report.chosen not in (STATIC, None)
 
 
+class Counted(Target):
+    """Counts the workers that are open at once."""
+
+    def __init__(self) -> None:
+        super().__init__({"variant-2": FAST})
+        self.open: list[LocalWorker] = []
+        self.most_fresh = 0
+
+    def start(self, job: Job, timeout_s: float) -> tuple[Any, dict[str, Any]]:
+        worker, ready = super().start(job, timeout_s)
+        if job.scratch.parent.name.startswith("fresh"):
+            self.open = [w for w in self.open if w._process.poll() is None]
+            self.open.append(worker._worker)
+            self.most_fresh = max(self.most_fresh, len(self.open))
+        return worker, ready
+
+
+@pytest.mark.parametrize(("room", "at_once"), [(1 << 40, 3), (1, 1)])
+def test_a_model_too_large_for_three_is_confirmed_one_after_the_other(
+    room: int, at_once: int, screen: Screen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("optimize.screen.FRESH_BYTES", room)
+    target = Counted()
+    report = screen(target)
+    assert report.chosen == STATIC
+    latency = report.variant(STATIC).latency
+    assert latency is not None
+    assert (latency.processes, target.most_fresh) == (3, at_once)
+
+
 HOPELESS = "prune{kind=mask,ratio=0.97}"
 
 
