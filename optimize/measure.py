@@ -197,7 +197,7 @@ def time_in_turns(
     while active and not limits.expired:
         for index in rng.permutation(len(active)):
             if not limits.expired and not _sits_out(active[index], requirement, turn):
-                _time_block(active[index], sample_count, limits, rng, canaries)
+                time_block(active[index], sample_count, limits, rng, canaries)
         turn += 1
         progress(contenders)
         waiting = [c for c in active if not _settled(c, requirement, limits)]
@@ -210,13 +210,14 @@ def _sits_out(contender: Contender, requirement: Requirement, turn: int) -> bool
     return contender.reference and turn % REFERENCE_EVERY > 0 and not _open(contender, requirement)
 
 
-def _time_block(
+def time_block(
     contender: Contender,
     sample_count: int,
     limits: Limits,
     rng: np.random.Generator,
     canaries: list[int],
 ) -> None:
+    """Time one block of a contender's calls; a failure of its worker is kept as its error."""
     if contender.error is not None:
         return
     calls = int(min(max(1, BLOCK_NS / max(contender.call_ns, 1)), BLOCK_MOST))

@@ -52,6 +52,7 @@ from optimize.serve import SCRIPT, script
 from optimize.store import Store
 from optimize.targets.base import Device, Settings, Target
 from optimize.targets.local import LocalTarget
+from optimize.trial import Trial
 from optimize.worker import granted_cpus
 
 CHECK_SAMPLES = 4
@@ -201,6 +202,7 @@ def _build(state: _Run, folder: Path, observer: Observer) -> list[Variant]:
         teacher=prepared.exported.program,
         deadline=state.limits(BUILD_SHARE).deadline,
         threads=state.settings.threads,
+        bench=_bench(state, prepared, chains),
     )
     sources = Sources(prepared.exported.model, prepared.exported.program)
     builder = Builder(sources, context, _executor(state))
@@ -213,6 +215,18 @@ def _build(state: _Run, folder: Path, observer: Observer) -> list[Variant]:
         if variant := _built(state, builder, chain, state.limits(BUILD_SHARE)):
             built.append(variant)
     return built + _steps(state, builder, built)
+
+
+def _bench(state: _Run, prepared: Prepared, chains: Sequence[Chain]) -> Trial | None:
+    """What passes that search for a budget time their candidates by; None if there is none."""
+    if not any(step.times for chain in chains for step in chain.passes):
+        return None
+    request = state.request
+    limits = {str(b.quantity): b.limit for b in request.budgets if b.tail is not None}
+    return Trial(
+        state.target, state.settings, prepared.latency, limits, request.pre, request.post,
+        request.seed,
+    )  # fmt: skip
 
 
 def _executor(state: _Run) -> Execute:

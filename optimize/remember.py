@@ -25,7 +25,8 @@ class Remembered:
 
     The key is all that a result depends on: the model's digest, the pass, its version and source
     file, files of the user's that it names, the data it sees, the seed, the device's instruction
-    sets, the runtime where that matters, and the versions of the libraries.
+    sets, the runtime where that matters, budgets and device where candidates are timed, and the
+    versions of the libraries.
     """
 
     def __init__(self, store: Store, execute: Execute, versions: Mapping[str, str]) -> None:
@@ -68,6 +69,7 @@ class Remembered:
             "seed": context.seed,
             "isa": sorted(context.isa),
             "runtime": context.runtime if step.tailored else None,
+            "bench": dict(context.bench.identity) if step.times and context.bench else None,
             "versions": self._versions,
         }
 

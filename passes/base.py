@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import Field, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +19,7 @@ from optimize.models.data import Dataset
 from optimize.models.model import FILE_NAME, Model
 from optimize.models.run import Difference, difference, run
 from optimize.models.runtimes import DEFAULT_RUNTIME, FORMATS, Format, find_runtime
+from optimize.passes.latency import Bench
 
 INLINE_MOST = 2**31 - 2**26  # protobuf ends at 2 GiB; leave room for the graph itself
 
@@ -37,6 +38,7 @@ class Context:
         runtime: the library that will serve.
         threads: how many it will use.
         deadline: on ``time.monotonic``, by which training should end; None for no limit.
+        bench: tells how fast candidates are on the target; None where nothing can be timed.
     """
 
     folder: Path
@@ -48,6 +50,7 @@ class Context:
     runtime: str = DEFAULT_RUNTIME
     threads: int = 1
     deadline: float | None = None
+    bench: Bench | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,11 @@ class Pass(ABC):
         return False
 
     @property
+    def times(self) -> bool:
+        """Whether candidates are timed on the target, under the declared budget."""
+        return False
+
+    @property
     def tailored(self) -> bool:
         """Whether the result depends on the runtime that will serve it."""
         return bool(self.runtimes)
@@ -141,6 +149,10 @@ class Pass(ABC):
             return result
         return replace(result, difference=self._checked(model, result.model, context))
 
+    def _always(self, field: Field[Any]) -> bool:
+        """Whether chains show an option even at its default."""
+        return bool(field.metadata.get("always"))
+
     def _checked(self, before: Model, after: Model, context: Context) -> Difference:
         try:
             reference = run(before, context.samples)
@@ -158,7 +170,7 @@ class Pass(ABC):
         shown = [
             f"{field.name}={_text(getattr(self, field.name))}"
             for field in fields(self)
-            if getattr(self, field.name) != field.default or field.metadata.get("always")
+            if getattr(self, field.name) != field.default or self._always(field)
         ]
         return f"{self.name}{{{','.join(shown)}}}" if shown else self.name
 
