@@ -10,13 +10,14 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
 from optimize import mixed, output
 from optimize.build import Builder, Execute, Sources, Variant
-from optimize.child import Child, ChildDied
+from optimize.child import Child, ChildDied, say
 from optimize.choose import nearest_miss
 from optimize.errors import InputError, PassFailed, first_cause
 from optimize.measure import Limits
@@ -26,7 +27,7 @@ from optimize.models.source import Source, detect
 from optimize.models.usercode import is_reference
 from optimize.passes.base import Context, Pass, PassResult
 from optimize.passes.chain import Chain
-from optimize.plan import built_in
+from optimize.plan import built_in, trained
 from optimize.prepare import Prepared, load_rival, prepare
 from optimize.remember import Remembered
 from optimize.report import (
@@ -56,6 +57,7 @@ from optimize.trial import Trial
 from optimize.worker import granted_cpus
 
 CHECK_SAMPLES = 4
+CHECKPOINTS = "training"  # in the cache's folder
 # Shares of the time limit: building ends in time to measure, measuring in time to confirm.
 BUILD_SHARE, SCREEN_SHARE = 0.5, 0.8
 _PACKAGES = (
@@ -202,6 +204,9 @@ def _build(state: _Run, folder: Path, observer: Observer) -> list[Variant]:
         teacher=prepared.exported.program,
         deadline=state.limits(BUILD_SHARE).deadline,
         threads=state.settings.threads,
+        training=prepared.training,
+        checkpoints=state.request.cache and state.request.cache / CHECKPOINTS,
+        progress=say,
         bench=_bench(state, prepared, chains),
     )
     sources = Sources(prepared.exported.model, prepared.exported.program)
@@ -212,9 +217,14 @@ def _build(state: _Run, folder: Path, observer: Observer) -> list[Variant]:
     built = []
     for number, chain in enumerate(chains):
         observer.step(number, str(chain))
+        state.child.listen = partial(_told, observer, number, chain)
         if variant := _built(state, builder, chain, state.limits(BUILD_SHARE)):
             built.append(variant)
     return built + _steps(state, builder, built)
+
+
+def _told(observer: Observer, number: int, chain: Chain, text: str) -> None:
+    observer.step(number, f"{chain}: {text}")
 
 
 def _bench(state: _Run, prepared: Prepared, chains: Sequence[Chain]) -> Trial | None:
@@ -340,7 +350,11 @@ def _plan(request: Request, prepared: Prepared) -> list[Chain]:
     chains = request.chains
     if chains is None:
         model, everything = prepared.exported.model, request.everything
-        chains = built_in(model, calibrated, request.runtimes, everything)
+        own = trained(
+            model, prepared.exported.program is not None, request.runtimes, request.distill,
+            request.student, request.prune,
+        )  # fmt: skip
+        chains = (*own, *built_in(model, calibrated, request.runtimes, everything))
     return [Chain(), *(chain for chain in chains if chain != Chain())]
 
 

@@ -17,7 +17,7 @@ from optimize.models.data import Array, Dataset
 from optimize.models.export import Exported, load_and_export
 from optimize.models.model import Model
 from optimize.models.source import Source, detect
-from optimize.models.usercode import call, is_reference, load_function
+from optimize.models.usercode import call, check_function, is_reference, load_function
 from optimize.report import DataReport
 from optimize.request import Request
 
@@ -34,6 +34,7 @@ class Prepared:
         exported: the source as ONNX.
         evaluation: batches that the accuracy is evaluated on.
         calibration: batches that ranges may be estimated from; None without real data.
+        training: batches to train on; None for those to calibrate on.
         latency: batches that are timed: all of the data, evaluation first.
         labels: of the evaluation's single samples; None without.
         batch: samples a call.
@@ -53,6 +54,7 @@ class Prepared:
     floor: Floor
     data: DataReport
     notes: tuple[str, ...]
+    training: Dataset | None = None
 
     def per_sample(self, outputs: dict[str, list[Array]]) -> dict[str, list[Array]]:
         """Split each call's outputs into single samples, without the batch axis.
@@ -85,6 +87,9 @@ def prepare(request: Request, source: Source, folder: Path, child: Child) -> Pre
         InputError: anything given does not fit.
     """
     metric, floor = _metric(request)
+    for reference, option in ((request.distill, "--distill"), (request.student, "--student")):
+        if reference:
+            child.call(check_function, reference, option)
     raw = samples.read_data(request.data) if request.data else None
     real = _processed(raw, request.pre, "--data") if raw else None
     exported = child.call(
@@ -120,6 +125,10 @@ def prepare(request: Request, source: Source, folder: Path, child: Child) -> Pre
             "little about real ones"
         )
     prepared = _assemble(request, exported, evaluation, calibration, own, metric, floor, notes)
+    if request.train:
+        lessons = _processed(samples.read_data(request.train, "--train"), request.pre, "--train")
+        lessons = samples.fit(lessons, exported.model.signature.inputs, "--train")
+        prepared = replace(prepared, training=samples.batched(lessons, prepared.batch))
     return prepared if latency is None else replace(prepared, latency=latency)
 
 

@@ -65,6 +65,7 @@ class Remembered:
             "files": [file_digest(Path(f)) if Path(f).is_file() else "missing" for f in files],
             "samples": self._digest(context.samples),
             "calibration": self._digest(context.calibration),
+            "training": self._digest(context.training) if "torch" in step.takes else None,
             "teacher": teacher.digest if teacher and "torch" in step.takes else None,
             "seed": context.seed,
             "isa": sorted(context.isa),

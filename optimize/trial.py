@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from optimize.budgets.profile import Profile
+from optimize.budgets.profile import Block, Profile
 from optimize.errors import WorkerError
 from optimize.measure import Contender, Limits, open_worker, time_block, warm_up
 from optimize.models.data import Dataset
@@ -114,10 +114,10 @@ class Race:
             for contender in others:
                 contender.close()
                 shutil.rmtree(contender.job.scratch)
-        base = _typical(reference)
-        self._pooled.append(base)
+        self._pooled += [block.samples_ns for block in _undisturbed(reference)]
         return [
-            Share(*(_ratio(_typical(other), base, q) for q in (0.5, quantile))) for other in others
+            Share(*(_typical(other, q) / _typical(reference, q) for q in (0.5, quantile)))
+            for other in others
         ]
 
     def reference_ns(self, quantile: float) -> float:
@@ -171,12 +171,14 @@ def _enough(contender: Contender, limits: Limits) -> bool:
     return limits.expired and samples.size > 0
 
 
-def _typical(contender: Contender) -> NDArray[np.int64]:
-    """The undisturbed calls, unless there are few: what disturbs is not the model's."""
-    profile = contender.profile
-    few = 2 * profile.clean_ns.size < profile.samples_ns.size
-    return profile.samples_ns if few else profile.clean_ns
+def _undisturbed(contender: Contender) -> Sequence[Block]:
+    """The undisturbed blocks, unless there are few: what disturbs is not the model's."""
+    blocks = contender.profile.blocks
+    clean = [block for block in blocks if block.disturbance is None]
+    return clean if 2 * len(clean) >= len(blocks) else blocks
 
 
-def _ratio(given: NDArray[np.int64], base: NDArray[np.int64], quantile: float) -> float:
-    return float(np.quantile(given, quantile) / np.quantile(base, quantile))
+def _typical(contender: Contender, quantile: float) -> float:
+    """The median over blocks of their percentile: a spike in one block moves nothing."""
+    blocks = _undisturbed(contender)
+    return float(np.median([np.quantile(block.samples_ns, quantile) for block in blocks]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,6 +22,10 @@ from optimize.models.runtimes import DEFAULT_RUNTIME, FORMATS, Format, find_runt
 from optimize.passes.latency import Bench
 
 INLINE_MOST = 2**31 - 2**26  # protobuf ends at 2 GiB; leave room for the graph itself
+
+
+def _silent(text: str) -> None:
+    """Show nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +42,9 @@ class Context:
         runtime: the library that will serve.
         threads: how many it will use.
         deadline: on ``time.monotonic``, by which training should end; None for no limit.
+        training: inputs to train on; None for those to calibrate on.
+        checkpoints: a folder kept between runs for training that was cut short; None for none.
+        progress: shows one line of how far training is.
         bench: tells how fast candidates are on the target; None where nothing can be timed.
     """
 
@@ -50,7 +57,15 @@ class Context:
     runtime: str = DEFAULT_RUNTIME
     threads: int = 1
     deadline: float | None = None
+    training: Dataset | None = None
+    checkpoints: Path | None = None
+    progress: Callable[[str], None] = _silent
     bench: Bench | None = None
+
+    @property
+    def lessons(self) -> Dataset | None:
+        """What to train on."""
+        return self.training or self.calibration
 
 
 @dataclass(frozen=True)

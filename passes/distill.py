@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import time
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,7 +17,7 @@ from optimize.passes.base import Context, Pass, PassResult
 class Distill(Pass):
     """Train the module so far, as student, to give the outputs of the source, its teacher.
 
-    On the samples to calibrate on, labels optional. Deterministic by seed; the best state by a
+    On ``--train``, or the samples to calibrate on, labels optional. Deterministic by seed; the best state by a
     held-out part is kept, so the result is never worse there than what it began with. A hook,
     ``file.py:function``, trains in its place; see :mod:`optimize.passes.training.hooks`.
 
@@ -58,17 +60,19 @@ class Distill(Pass):
         """Train a copy; the chain's own module stays as it was."""
         from optimize.models.export import load_program, save_program
         from optimize.passes.training.batches import Batches
+        from optimize.passes.training.checkpoint import checkpoint_folder
         from optimize.passes.training.distill import distill
         from optimize.passes.training.hooks import HookContext, load_hook, run_hook
         from optimize.passes.training.options import DistillOptions
 
-        if context.teacher is None or context.calibration is None:
+        if context.teacher is None or context.lessons is None:
             raise NotApplicable("there is no torch module to learn from")
         student, teacher = load_program(model.path), load_program(context.teacher.path)
-        batches = Batches(context.calibration, self.batch, seed=context.seed)
+        batches = Batches(context.lessons, self.batch, seed=context.seed)
+        folder = checkpoint_folder(context, str(self), model.digest, context.teacher.digest)
         if self.hook != "none":
             hook = load_hook(self.hook, "distill: hook")
-            own = HookContext(context.folder, context.seed, context.deadline)
+            own = HookContext(folder, context.seed, context.deadline, context.progress)
             trained, notes = run_hook(hook, student.module, teacher.module, batches, own)
         else:
             options = DistillOptions(
@@ -84,9 +88,12 @@ class Distill(Pass):
                 teacher.module,
                 batches,
                 options,
-                checkpoint_folder=context.folder,
+                progress=lambda now: context.progress(str(now)),
+                checkpoint_folder=folder,
                 deadline=context.deadline,
             )
+        if context.deadline is None or time.monotonic() < context.deadline:
+            shutil.rmtree(folder, ignore_errors=True)  # finished: nothing to go on with
         result: Any = student.with_module(trained)
         return PassResult(save_program(result, context.folder, model.signature), True, notes)
 
@@ -119,10 +126,10 @@ class Student(Pass):
         from optimize.passes.training.batches import Batches
         from optimize.passes.training.hooks import build_student
 
-        if context.calibration is None:
+        if context.lessons is None:
             raise NotApplicable("student needs --data or --calibration")
         teacher = load_program(model.path)
-        batches = Batches(context.calibration, 1, seed=context.seed)
+        batches = Batches(context.lessons, 1, seed=context.seed)
         module = build_student(self.arch, teacher.module, batches)
         student = teacher.with_module(module)
         student = replace(student, loaded=replace(student.loaded, arch=self.arch))

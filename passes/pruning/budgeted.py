@@ -102,7 +102,7 @@ def _module_start(step: Prune, program: Any, model: Model, context: Context) -> 
     from optimize.passes.training.cuttable import ModuleCut, numbers
     from optimize.passes.training.prune import Prunable, prunable
 
-    batches = Batches(_calibration(context), seed=context.seed)
+    batches = Batches(context.lessons or _calibration(context), seed=context.seed)
     batch = next(batches.validation())
     teacher = load_program(context.teacher.path).module if context.teacher else program.module
 

@@ -2,12 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
+from optimize.passes.base import Context
+
 NAME = "distill.pt"
+_FORGOTTEN_S = 14 * 24 * 3600  # after which an unfinished training is no longer waited for
+
+
+def checkpoint_folder(context: Context, *parts: str) -> Path:
+    """Where one training's checkpoints are, so that a later run that was killed here goes on there.
+
+    Args:
+        context: of the pass; without a folder that is kept, its own.
+        parts: what tells this training from others, besides its data and seed.
+    """
+    if context.checkpoints is None or context.lessons is None:
+        return context.folder
+    _sweep(context.checkpoints)
+    text = "|".join([*parts, context.lessons.digest, str(context.seed)])
+    folder = context.checkpoints / hashlib.sha256(text.encode()).hexdigest()[:32]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a cache that cannot be written must not stop training
+        return context.folder
+    return folder
+
+
+def _sweep(root: Path) -> None:
+    """Remove what nobody has gone on with for a long time."""
+    for folder in root.glob("*"):
+        with contextlib.suppress(OSError):
+            if time.time() - folder.stat().st_mtime > _FORGOTTEN_S:
+                shutil.rmtree(folder)
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
