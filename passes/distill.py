@@ -17,9 +17,9 @@ from optimize.passes.base import Context, Pass, PassResult
 class Distill(Pass):
     """Train the module so far, as student, to give the outputs of the source, its teacher.
 
-    On ``--train``, or the samples to calibrate on, labels optional. Deterministic by seed; the best state by a
-    held-out part is kept, so the result is never worse there than what it began with. A hook,
-    ``file.py:function``, trains in its place; see :mod:`optimize.passes.training.hooks`.
+    On ``--train``, or the samples to calibrate on, labels optional. Deterministic by seed; the best
+    state by a held-out part is kept, so the result is never worse there than what it began with. A
+    hook, ``file.py:function``, trains in its place; see :mod:`optimize.passes.training.hooks`.
 
     Attributes:
         epochs: passes over the samples.

@@ -45,7 +45,8 @@ class Int8(Pass):
     name: ClassVar[str] = "int8"
     summary: ClassVar[str] = "INT8 quantization: dynamic, static (QDQ) or weight-only (8 or 4 bits)"
     needs: ClassVar[str] = (
-        "mode=static: real data to calibrate on; recover=distill: a torch module; engine=nncf: the extra tailfit[nncf]; "
+        "mode=static: real data to calibrate on; recover=distill: a torch module; "
+        "engine=nncf: the extra tailfit[nncf]; "
         "engine=neural-compressor: tailfit[neural-compressor] and a torch module"
     )
 
