@@ -50,14 +50,13 @@ from optimize.reports.command import command
 from optimize.request import Request, spec_text
 from optimize.screen import Screening
 from optimize.serve import SCRIPT, script
-from optimize.store import Store
+from optimize.store import TRAINING, Store
 from optimize.targets.base import Device, Settings, Target
 from optimize.targets.local import LocalTarget
 from optimize.trial import Trial
 from optimize.worker import granted_cpus
 
 CHECK_SAMPLES = 4
-CHECKPOINTS = "training"  # in the cache's folder
 # Shares of the time limit: building ends in time to measure, measuring in time to confirm.
 BUILD_SHARE, SCREEN_SHARE = 0.5, 0.8
 _PACKAGES = (
@@ -205,7 +204,7 @@ def _build(state: _Run, folder: Path, observer: Observer) -> list[Variant]:
         deadline=state.limits(BUILD_SHARE).deadline,
         threads=state.settings.threads,
         training=prepared.training,
-        checkpoints=state.request.cache and state.request.cache / CHECKPOINTS,
+        checkpoints=state.request.cache and state.request.cache / TRAINING,
         progress=say,
         bench=_bench(state, prepared, chains),
     )

@@ -34,7 +34,7 @@ Lightning's::
         trainer.fit(Task(student, teacher), loader)
         return student
 
-With transformers, a ``Trainer`` whose ``compute_loss`` runs both modules does the same.
+``examples/hooks/trainer.py`` does it without Lightning. With transformers, a ``Trainer`` whose ``compute_loss`` runs both modules does the same.
 """
 
 from __future__ import annotations
