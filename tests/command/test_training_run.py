@@ -45,7 +45,7 @@ def fine(student, teacher, batches, context):
 def words(data: Path) -> list[Any]:
     return [
         *(FASHION / "resnet.safetensors", "--arch", ARCH, "--data", data / "val.npz"),
-        *("--calibration", data / "cal.npz", "--budget", "p99=10s", "--floor", "drop=1"),
+        *("--calibration", data / "cal.npz", "--budget", "p99=10s", "--floor", "drop=0.9"),
         *("--threads", 1, "--max-samples", 100),
     ]
 
@@ -105,7 +105,7 @@ def test_a_killed_training_goes_on_where_it_was(
     finally:
         run.kill()
         run.wait()
-    done = optimize(*words, *options, "--time-limit", "40s", "--json", "--verbose")
+    done = optimize(*words, *options, "--time-limit", "24s", "--json", "--verbose")
     assert done.returncode == 0, done.stderr
     notes = " ".join(rows(done.stdout)[chain]["notes"])
     assert "resumed at step" in notes

@@ -101,7 +101,7 @@ def test_a_module_lands_there_too_after_recovery(
 ) -> None:
     assert exported.program is not None
     bench = Formula({"p99": int(0.6 * SOURCE_NS)})
-    text = "prune{to=p99,on=module,recovery=5}"
+    text = "prune{to=p99,on=module,rounds=1,recovery=5}"
     cut = apply(text, exported.program, images, bench=bench, teacher=exported.program)
     made = export_program(cut.model, tmp_path).model
     assert 0.9 * 0.6 <= work(made) / work(exported.model) <= 0.6
