@@ -17,7 +17,7 @@ class Block:
     Attributes:
         samples_ns: end-to-end latency of each call in order, int64, shape (calls,), nanoseconds.
         process: which of the variant's processes ran them, from 0.
-        started_ns: when the block began, on the controller's monotonic clock.
+        started_ns: when the block began, nanoseconds since 1970.
         disturbance: what disturbed the machine meanwhile; None for a clean block.
         parts_ns: what each call's time was spent on, by name, each of shape (calls,); empty where
             a call is compute alone.

@@ -99,7 +99,8 @@ def save_program(program: Program, folder: Path, signature: Signature) -> Model:
     path = folder / PROGRAM_FILE
     arch = program.loaded.arch
     torch.save(program, path)
-    (folder / "arch.txt").write_text(arch or "")
+    # In full: it may be read again by another run, started elsewhere.
+    (folder / "arch.txt").write_text(str(Path(arch).resolve()) if arch else "")
     return Model.of("torch", (path, folder / "arch.txt"), signature)
 
 

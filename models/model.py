@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class Model:
             outside the default domain carry it as a prefix. Empty for other formats than ONNX.
         format: what the files hold.
         config: options that its runtime must load it with, as pairs.
-        members: all files of other formats than ONNX.
+        members: all files, the one to load first.
     """
 
     path: Path
@@ -102,6 +102,7 @@ class Model:
             size_bytes=sum(file.stat().st_size for file in files),
             opset=opset,
             op_counts=tuple(sorted(_op_counts(proto).items())),
+            members=tuple(files),
         )
 
     @classmethod
@@ -130,12 +131,23 @@ class Model:
     @property
     def files(self) -> tuple[Path, ...]:
         """The file to load first, then all others that it needs."""
-        if self.format != "onnx":
-            return self.members
-        import onnx
+        return self.members
 
-        proto = onnx.load(str(self.path), load_external_data=False)
-        return (self.path, *(self.path.parent / name for name in external_files(proto)))
+    def describe(self) -> dict[str, Any]:
+        """All but the place, as JSON; :meth:`described` reads it back without opening a file."""
+        names = [file.relative_to(self.path.parent).as_posix() for file in self.members]
+        return {**asdict(self), "path": None, "members": names}
+
+    @classmethod
+    def described(cls, description: Mapping[str, Any], folder: Path) -> Model:
+        """The model of a description, whose files lie in ``folder``."""
+        told = dict(description)
+        members = tuple(folder / name for name in told.pop("members"))
+        signature = Signature(*(specs(told["signature"][side]) for side in ("inputs", "outputs")))
+        pairs = {name: tuple(map(tuple, told[name])) for name in ("op_counts", "config")}
+        return cls(
+            **{**told, **pairs, "path": members[0], "signature": signature, "members": members}
+        )
 
     def count(self, *operators: str) -> int:
         """How many nodes have one of these operators."""
@@ -145,6 +157,15 @@ class Model:
     def quantized(self) -> bool:
         """Whether integer operators or quantize/dequantize pairs are in the graph."""
         return any(name.split("::")[-1] in _QUANTIZED for name, _ in self.op_counts)
+
+
+def specs(told: Sequence[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
+    """Specifications from what ``dataclasses.asdict`` made of them."""
+
+    def shape(dims: Sequence[Dim] | None) -> tuple[Dim, ...] | None:
+        return None if dims is None else tuple(dims)
+
+    return tuple(TensorSpec(spec["name"], spec["dtype"], shape(spec["shape"])) for spec in told)
 
 
 _QUANTIZED = frozenset(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -57,6 +58,39 @@ def call(function: Callable[..., Any], what: str, *args: Any) -> Any:
         return function(*args)
     except (Exception, SystemExit) as error:  # an exit would end the run as if it had succeeded
         raise InputError(f"{what} raised {first_cause(error)}") from error
+
+
+def fingerprint(reference: str) -> dict[str, Any]:
+    """What a user's function depends on as far as it can be told, as JSON.
+
+    Its file's content; name, size and time of change of the code and data beside it, which it may
+    import or load; and every distribution that is installed.
+    """
+    file, _, name = reference.rpartition(":")
+    path = Path(file).resolve()
+    beside = [
+        (entry.name, entry.stat().st_size, entry.stat().st_mtime_ns)
+        for entry in sorted(path.parent.glob("*"))
+        if entry.suffix in _CODE_OR_DATA and entry.is_file() and entry != path
+    ]
+    content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    return {"function": name, "content": content, "beside": beside, "installed": _installed()}
+
+
+_CODE_OR_DATA = frozenset(
+    ".py .so .npy .npz .pt .pth .pkl .joblib .safetensors .onnx .csv .parquet".split()
+)
+
+
+def _installed() -> str:
+    """A digest of the installed distributions: their folders carry name and version."""
+    names = sorted(
+        entry.name
+        for folder in map(Path, filter(None, sys.path))
+        if folder.is_dir()
+        for entry in folder.glob("*-info")
+    )
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
 def _module(path: Path, purpose: str) -> Any:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 
 from optimize.errors import NotApplicable, PassError
 from optimize.models.model import Model
@@ -63,14 +65,15 @@ class Sources:
 
 
 class Builder:
-    """Builds chains from one source and remembers every prefix."""
+    """Builds chains from one source and remembers every prefix; threads may share it."""
 
     def __init__(self, sources: Sources, context: Context, execute: Execute) -> None:
         """Keep what all passes share; ``context.folder`` receives a folder for each result."""
         self._sources = sources
         self._context = context
         self._execute = execute
-        self._done: dict[str, PassResult | PassError] = {}
+        self._done: dict[str, Future[PassResult | PassError]] = {}
+        self._guard = Lock()
 
     def build(self, chain: Chain) -> Variant:
         """Run the passes of a chain that have not run yet."""
@@ -113,15 +116,27 @@ class Builder:
         """Run one pass, or take its result from an earlier chain."""
         # Results that suit every runtime are shared by all of them.
         state.text += f",{step}" + (f"@{runtime}" if step.tailored else "")
-        known = state.text in self._done
-        result = self._done[state.text] if known else self._step(step, state.model, runtime)
-        self._done[state.text] = result
+        with self._guard:
+            known = state.text in self._done
+            done = self._done.setdefault(state.text, Future())
+        if not known:
+            self._fulfil(done, step, state.model, runtime)
+        result = done.result()
         if isinstance(result, PassError):
             raise result
         state.seconds += 0.0 if known else result.seconds
         state.notes += [f"{step.name}: {note}" for note in _notes(result)]
         state.model = result.model
         state.changed |= result.changed and not isinstance(step, (Export, Compile))
+
+    def _fulfil(
+        self, done: Future[PassResult | PassError], step: Pass, model: Model, runtime: str
+    ) -> None:
+        try:
+            done.set_result(self._step(step, model, runtime))
+        except BaseException as error:
+            done.set_exception(error)  # whoever waits for it must not wait for ever
+            raise
 
     def _step(self, step: Pass, model: Model, runtime: str) -> PassResult | PassError:
         folder = Path(tempfile.mkdtemp(dir=self._context.folder, prefix="pass-"))

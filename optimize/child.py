@@ -15,8 +15,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from queue import LifoQueue
 from typing import IO, Any, ParamSpec, TypeVar
 
 from optimize.errors import InputError, NotApplicable, OptimizeError, PassFailed, first_cause
@@ -40,9 +43,9 @@ _ANSWERS = 100  # the descriptor that the child answers on, far above those that
 _SAID = "said"
 
 
-def say(text: str) -> None:
-    """Tell the parent, from inside of a call in the child, how far it is."""
-    os.write(_ANSWERS, pickle.dumps((_SAID, text, "")))
+def say(what: str, text: str) -> None:
+    """Tell the parent, from inside of a call in the child, how far ``what`` is."""
+    os.write(_ANSWERS, pickle.dumps((_SAID, f"{what}: {text}", "")))
 
 
 class Child:
@@ -57,6 +60,7 @@ class Child:
         self.listen: Callable[[str], None] = lambda _: None
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
+        self._starter = 0
 
     def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call an importable function in the child and return what it returns.
@@ -90,6 +94,15 @@ class Child:
         failure.add_note(trace)
         raise failure
 
+    def start(self) -> None:
+        """Start the process without waiting for it; the kernel ends it with the calling thread."""
+        self._running()
+
+    @property
+    def foreign(self) -> bool:
+        """Whether another thread than the calling one has started the process."""
+        return self._process is not None and self._starter != threading.get_ident()
+
     def close(self) -> None:
         """End the process."""
         if self._process is not None:
@@ -105,6 +118,7 @@ class Child:
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:
+            self._starter = threading.get_ident()
             self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed by close()
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "optimize.child"],
@@ -141,6 +155,56 @@ class Child:
         self._log.seek(0)
         lines = self._log.read()[-2000:].decode(errors="replace").strip().splitlines()
         return f": {lines[-1][:200]}" if lines else ""
+
+
+class Children:
+    """Some child processes; a call takes the next that is free, or waits for one."""
+
+    def __init__(self, count: int = 1) -> None:
+        """Start none yet; each is started when it is first needed."""
+        self._all = [Child() for _ in range(count)]
+        self._free: LifoQueue[Child] = LifoQueue()
+        for child in reversed(self._all):
+            self._free.put(child)
+
+    def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """See :meth:`Child.call`."""
+        child = self._free.get()
+        try:
+            return child.call(function, *args, **kwargs)
+        finally:
+            self._free.put(child)
+
+    def listen(self, told: Callable[[str], None]) -> None:
+        """Have ``told`` called with what any of them says, in the thread that waits for it."""
+        for child in self._all:
+            child.listen = told
+
+    @contextlib.contextmanager
+    def threads(self, most: int) -> Iterator[ThreadPoolExecutor]:
+        """Threads that keep up to ``most`` children busy.
+
+        The children are started by this thread, for each ends with the thread that started it.
+        """
+        count = max(1, min(most, len(self._all)))
+        for child in self._all[:count]:
+            child.start()
+        pool = ThreadPoolExecutor(count)
+        try:
+            yield pool
+        except BaseException:
+            self.close()  # ends the calls that threads still wait for
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+            for child in self._all:
+                if child.foreign:  # it was started anew, after a crash
+                    child.close()
+
+    def close(self) -> None:
+        """End all processes."""
+        for child in self._all:
+            child.close()
 
 
 def _serve() -> None:

@@ -124,6 +124,10 @@ Cache = Annotated[
     typer.Option("--cache", help="Folder kept between runs.  [default: ~/.cache/optimize]"),
 ]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep nothing, and use nothing kept.")]
+Jobs = Annotated[
+    int | None, typer.Option("--jobs", help="Passes at once.  [default: the cores granted]")
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Measure again what the cache knows.")]
 Out = Annotated[
     str | None,
     typer.Option("--out", help="Result folder.  [default: MODEL.optimized; profile: none]"),
@@ -206,6 +210,8 @@ def run_command(
     trust_pickle: TrustPickle = False,
     cache: Cache = None,
     no_cache: NoCache = False,
+    fresh: Fresh = False,
+    jobs: Jobs = None,
     out: Out = None,
     seed: Seed = 0,
     json: Json = False,
@@ -235,7 +241,7 @@ def compare_command(
     batch: Batch = None,
     confidence: Confidence = 0.99,
     time_limit: TimeLimit = "30m",
-    max_samples: MaxSamples = 1000,
+    max_samples: MaxSamples = 5000,
     strict_floor: StrictFloor = False,
     pre: Pre = None,
     post: Post = None,
@@ -244,6 +250,8 @@ def compare_command(
     trust_pickle: TrustPickle = False,
     cache: Cache = None,
     no_cache: NoCache = False,
+    fresh: Fresh = False,
+    jobs: Jobs = None,
     out: Out = None,
     seed: Seed = 0,
     json: Json = False,

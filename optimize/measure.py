@@ -84,6 +84,7 @@ class Contender:
         judged: False if it is out of the race and timed for information only.
         reference: whether it is timed as long as any other is.
         error: why it was given up; None while it runs.
+        first_process: number of the first of its workers, after those of earlier runs.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Contender:
     error: str | None = None
     call_ns: float = 0.0
     rss_bytes: int = 0
+    first_process: int = 0
 
     def close(self) -> None:
         """End its processes."""
@@ -104,6 +106,7 @@ class Contender:
 
 
 Progress = Callable[[Sequence[Contender]], None]
+Beaten = Callable[[Contender], bool]
 
 
 def open_worker(target: Target, contender: Contender, limits: Limits) -> None:
@@ -117,8 +120,10 @@ def open_worker(target: Target, contender: Contender, limits: Limits) -> None:
     job = replace(contender.job, scratch=scratch)
     worker, ready = target.start(job, limits.timeout_s)
     if not contender.workers:
-        contender.profile = Profile(
-            (), load_ns=ready["load_ns"], first_call_ns=ready["first_call_ns"]
+        blocks = contender.profile.blocks
+        contender.first_process = 1 + max((block.process for block in blocks), default=-1)
+        contender.profile = replace(
+            contender.profile, load_ns=ready["load_ns"], first_call_ns=ready["first_call_ns"]
         )
     contender.workers.append(worker)
     _note_memory(contender, ready)
@@ -133,15 +138,17 @@ def _note_memory(contender: Contender, reply: dict[str, Any]) -> None:
         contender.profile = replace(contender.profile, peak_bytes=most)
 
 
-def collect_outputs(contender: Contender, count: int, limits: Limits) -> dict[str, list[Array]]:
-    """Run the first ``count`` inputs and return every output of each.
+def collect_outputs(
+    contender: Contender, count: int, limits: Limits, first: int = 0
+) -> dict[str, list[Array]]:
+    """Run ``count`` inputs from the ``first`` on and return every output of each.
 
     Raises:
         WorkerError: the worker failed, or an output holds NaN.
     """
     timeout = limits.timeout_s + 20 * count * contender.call_ns / 1e9
     worker = contender.workers[0]
-    reply = worker.call("outputs", timeout, count=count)
+    reply = worker.call("outputs", timeout, count=count, first=first)
     for entry in reply["outputs"]:
         if entry["nans"]:
             raise WorkerError(f"its output {entry['name']} holds {entry['nans']} NaN values")
@@ -186,8 +193,9 @@ def time_in_turns(
     limits: Limits,
     rng: np.random.Generator,
     progress: Progress,
+    beaten: Beaten = lambda _: False,
 ) -> None:
-    """Time all contenders block by block in random order until each is decided.
+    """Time all contenders block by block in random order until each is decided or beaten.
 
     One runs at a time. A worker that fails ends its own contender only, which keeps its reason.
     """
@@ -200,14 +208,16 @@ def time_in_turns(
                 time_block(active[index], sample_count, limits, rng, canaries)
         turn += 1
         progress(contenders)
-        waiting = [c for c in active if not _settled(c, requirement, limits)]
+        waiting = [c for c in active if not settled(c, requirement, limits) and not beaten(c)]
         # The reference alone has nobody left to be compared with.
-        active = waiting if any(not c.reference or _open(c, requirement) for c in waiting) else []
+        others = [c for c in waiting if not c.reference or undecided(c, requirement)]
+        active = waiting if others else []
 
 
 def _sits_out(contender: Contender, requirement: Requirement, turn: int) -> bool:
     """A reference that is settled keeps others company now and then: it is often the slowest."""
-    return contender.reference and turn % REFERENCE_EVERY > 0 and not _open(contender, requirement)
+    settled_reference = contender.reference and not undecided(contender, requirement)
+    return settled_reference and turn % REFERENCE_EVERY > 0
 
 
 def time_block(
@@ -222,20 +232,20 @@ def time_block(
         return
     calls = int(min(max(1, BLOCK_NS / max(contender.call_ns, 1)), BLOCK_MOST))
     blocks = contender.profile.blocks
-    process = len(blocks) % len(contender.workers)
+    number = len(blocks) % len(contender.workers)
     lead = SPIN_NS if contender.job.settings.threads > 1 else 0
     timeout = limits.timeout_s + 20 * (calls + 2) * contender.call_ns / 1e9
-    started = time.monotonic_ns()
+    started = time.time_ns()  # a clock that later runs share
     try:
         order = rng.integers(0, sample_count, calls).tolist()
-        reply = contender.workers[process].call("time", timeout, order=order, lead_ns=lead)
+        reply = contender.workers[number].call("time", timeout, order=order, lead_ns=lead)
     except WorkerError as error:
         contender.error = str(error)
         return
     canaries.extend(reply["canary_ns"])
     block = Block(
         samples_ns=_decoded(reply["samples"]),
-        process=process,
+        process=contender.first_process + number,
         started_ns=started,
         disturbance=_disturbance(reply, calls, float(np.median(canaries))),
         parts_ns={name: _decoded(text) for name, text in reply.get("parts", {}).items()},
@@ -267,14 +277,15 @@ def _disturbance(reply: dict[str, Any], calls: int, usual_ns: float) -> str | No
     return None
 
 
-def _settled(contender: Contender, requirement: Requirement, limits: Limits) -> bool:
+def settled(contender: Contender, requirement: Requirement, limits: Limits) -> bool:
+    """Whether a contender needs no more calls, or has had all that it may have."""
     profile = contender.profile
     if contender.error is not None or limits.exhausted(profile):
         return True
-    return not contender.reference and not _open(contender, requirement)
+    return not contender.reference and not undecided(contender, requirement)
 
 
-def _open(contender: Contender, requirement: Requirement) -> bool:
+def undecided(contender: Contender, requirement: Requirement) -> bool:
     """Whether more samples could still change what is known about a contender."""
     profile = contender.profile
     enough = (

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from optimize.errors import InputError, OptimizeError
 from optimize.models.model import FILE_NAME, Model, Signature
+from optimize.scratch import scratch_folder
 
 MANIFEST = "manifest.json"
 REPORT = "report.json"
@@ -35,6 +36,7 @@ def check_writable(folder: Path) -> None:
         )
     if folder.resolve() == Path.cwd():
         raise InputError(f"--out {folder} is the folder that you are in; name another")
+    _recover(folder)
     parent = _existing_parent(folder)
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"--out {folder} cannot be created: {parent} is not a writable folder")
@@ -64,25 +66,30 @@ def write(
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        with scratch_folder(folder.parent, f".{folder.name}.") as staging:
+            _fill(staging / "new", report_json, manifest, artefact, extra)
+            _swap(staging / "new", folder)
     except OSError as error:
         raise OptimizeError(f"{folder} cannot be written: {error.strerror}") from error
-    try:
-        if artefact is not None:
-            _copy(artefact, staging)
-        for name, content in {REPORT: report_json + "\n", **extra}.items():
-            _write(staging / name, content)
-        files = sorted(path for path in staging.rglob("*") if path.is_file())
-        digests = {file.relative_to(staging).as_posix(): _digest(file) for file in files}
-        entries = {"tool": _MARK, **manifest, "files": digests}
-        _write(staging / MANIFEST, json.dumps(entries, indent=2) + "\n")
-        staging.chmod(0o755)  # mkdtemp's folders are private
-        _swap(staging, folder)
-    except OSError as error:
-        raise OptimizeError(f"{folder} cannot be written: {error.strerror}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return folder / file_name(artefact) if artefact else None
+
+
+def _fill(
+    folder: Path,
+    report_json: str,
+    manifest: dict[str, Any],
+    artefact: Model | None,
+    extra: Mapping[str, str | bytes],
+) -> None:
+    folder.mkdir()
+    if artefact is not None:
+        _copy(artefact, folder)
+    for name, content in {REPORT: report_json + "\n", **extra}.items():
+        _write(folder / name, content)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    digests = {file.relative_to(folder).as_posix(): _digest(file) for file in files}
+    entries = {"tool": _MARK, **manifest, "files": digests}
+    _write(folder / MANIFEST, json.dumps(entries, indent=2) + "\n")
 
 
 def file_name(artefact: Model) -> str:
@@ -176,19 +183,41 @@ def _copy(artefact: Model, folder: Path) -> None:
         shutil.copyfile(file, folder / name)
 
 
-def _swap(staging: Path, folder: Path) -> None:
-    """Put ``staging`` in the place of ``folder``; a failure between the two moves is undone."""
+def _swap(new: Path, folder: Path) -> None:
+    """Put ``new`` in the place of ``folder``, whose content is left in the place of ``new``.
+
+    Linux exchanges them in one step; elsewhere, a failure between two moves is undone.
+    """
     if not folder.exists():
-        staging.rename(folder)
+        new.rename(folder)
         return
-    old = staging.with_name(staging.name + ".old")
-    folder.rename(old)
+    if _exchanged(new, folder):
+        return
+    old = new.with_name("old")
+    folder.rename(old)  # killed here, `_recover` brings it back
     try:
-        staging.rename(folder)
+        new.rename(folder)
     except OSError:
         old.rename(folder)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+
+
+def _recover(folder: Path) -> None:
+    """Put an earlier result back that a killed run had moved out of the way."""
+    if not folder.exists():
+        for old in folder.parent.glob(f".{folder.name}.*/old"):
+            old.rename(folder)
+            return
+
+
+def _exchanged(first: Path, second: Path) -> bool:
+    """Whether renameat2(2) has exchanged two paths."""
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError):
+        return False
+    return bool(rename(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0)
 
 
 def _ours(folder: Path) -> bool:

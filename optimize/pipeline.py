@@ -8,8 +8,8 @@ import shutil
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,19 +17,21 @@ from typing import Any, Protocol
 
 from optimize import mixed, output
 from optimize.build import Builder, Execute, Sources, Variant
-from optimize.child import Child, ChildDied, say
+from optimize.child import ChildDied, Children, say
 from optimize.choose import nearest_miss
 from optimize.errors import InputError, PassFailed, first_cause
 from optimize.measure import Limits
+from optimize.models.export import Exported, load_and_export
 from optimize.models.model import FILE_NAME, Model
 from optimize.models.runtimes import DEFAULT_RUNTIME, find_runtime
 from optimize.models.source import Source, detect
-from optimize.models.usercode import is_reference
+from optimize.models.usercode import check_function, is_reference
 from optimize.passes.base import Context, Pass, PassResult
 from optimize.passes.chain import Chain
 from optimize.plan import built_in, trained
 from optimize.prepare import Prepared, load_rival, prepare
-from optimize.remember import Remembered
+from optimize.records import Records
+from optimize.remember import Remembered, RememberedExport
 from optimize.report import (
     EXIT_INTERNAL,
     EXIT_INTERRUPTED,
@@ -48,6 +50,7 @@ from optimize.report import (
 from optimize.reports import folder as reports
 from optimize.reports.command import command
 from optimize.request import Request, spec_text
+from optimize.scratch import scratch_folder
 from optimize.screen import Screening
 from optimize.serve import SCRIPT, script
 from optimize.store import TRAINING, Store
@@ -59,9 +62,11 @@ from optimize.worker import granted_cpus
 CHECK_SAMPLES = 4
 # Shares of the time limit: building ends in time to measure, measuring in time to confirm.
 BUILD_SHARE, SCREEN_SHARE = 0.5, 0.8
+# A pass may load torch, a quantizer and a few copies of a model.
+JOB_BYTES, MOST_JOBS = 4 << 30, 8
 _PACKAGES = (
     "tailfit onnxruntime onnx onnxscript torch transformers numpy openvino nncf neural-compressor "
-    "torchao torch-pruning"
+    "torchao torch-pruning onnxruntime-tools"
 ).split()
 
 
@@ -101,7 +106,7 @@ class _Run:
     settings: Settings
     folder: Path
     started: float
-    child: Child = field(default_factory=Child)
+    children: Children = field(default_factory=Children)
     source: Source | None = None
     prepared: Prepared | None = None
     screening: Screening | None = None
@@ -136,17 +141,25 @@ def run(request: Request, observer: Observer | None = None, target: Target | Non
         threads=request.threads or min(device.granted_cores, len(request.cpus or ()) or 10**6),
         cpus=request.cpus or tuple(granted_cpus()),
     )
-    folder = Path(tempfile.mkdtemp(prefix="optimize-"))
-    state = _Run(request, target, device, settings, folder, time.monotonic())
-    try:
-        return _finish(state, _attempt(state, folder, observer))
-    finally:
-        state.child.close()
-        if state.screening:
-            state.screening.close()
-        if state.store:
-            state.store.close()
-        shutil.rmtree(folder, ignore_errors=True)
+    with scratch_folder(Path(tempfile.gettempdir()), "optimize-run-") as folder:
+        state = _Run(request, target, device, settings, folder, time.monotonic())
+        state.children = Children(_jobs(request, device))
+        if request.cache is not None:
+            state.store = Store(request.cache, report=state.notes.append)
+        try:
+            return _finish(state, _attempt(state, folder, observer))
+        finally:
+            state.children.close()
+            if state.screening:
+                state.screening.close()
+            if state.store:
+                state.store.close()
+
+
+def _jobs(request: Request, device: Device) -> int:
+    """How many passes may run at once: as many as there are cores, and memory for their models."""
+    memory = (device.memory_bytes or 8 << 30) // JOB_BYTES
+    return request.jobs or max(1, min(device.granted_cores, memory, MOST_JOBS))
 
 
 def _attempt(state: _Run, folder: Path, observer: Observer) -> BaseException | None:
@@ -167,7 +180,10 @@ def _stages(state: _Run, folder: Path, observer: Observer) -> None:
     observer.stage("load and export", 0)
     request = state.request
     state.source = detect(request.model)
-    state.prepared = prepare(state.request, state.source, folder, state.child)
+    for reference, option in ((request.distill, "--distill"), (request.student, "--student")):
+        if reference:
+            state.children.call(check_function, reference, option)
+    state.prepared = prepare(state.request, state.source, folder, _exporter(state))
     state.notes += state.prepared.notes
     exported = state.prepared.exported
     observer.note(f"{state.source.kind} by {exported.route}, outputs {exported.difference}")
@@ -176,7 +192,7 @@ def _stages(state: _Run, folder: Path, observer: Observer) -> None:
     mixes = not request.as_is and request.chains is None
     contenders = len(judged) + (mixed.reserve(v.chain for v in judged) if mixes else 0)
     screening = Screening(
-        state.target, state.settings, state.prepared, state.request, contenders, folder
+        state.target, state.settings, state.prepared, request, contenders, folder, _records(state)
     )
     state.screening = screening
     screening.measure(variants, state.limits(SCREEN_SHARE), observer)
@@ -185,7 +201,7 @@ def _stages(state: _Run, folder: Path, observer: Observer) -> None:
     screening.close()
     if not request.as_is:
         observer.stage("explain", 0)
-        screening.explain(state.child, state.device.isa, state.limits(SCREEN_SHARE))
+        screening.explain(state.children, state.device.isa, state.limits(SCREEN_SHARE))
     screening.confirm(state.limits(1.0), observer)
 
 
@@ -205,7 +221,6 @@ def _build(state: _Run, folder: Path, observer: Observer) -> list[Variant]:
         threads=state.settings.threads,
         training=prepared.training,
         checkpoints=state.request.cache and state.request.cache / TRAINING,
-        progress=say,
         bench=_bench(state, prepared, chains),
     )
     sources = Sources(prepared.exported.model, prepared.exported.program)
@@ -214,21 +229,19 @@ def _build(state: _Run, folder: Path, observer: Observer) -> list[Variant]:
     state.order = [str(chain) for chain in chains]
     observer.stage("build", len(chains))
     built = []
-    for number, chain in enumerate(chains):
-        observer.step(number, str(chain))
-        state.child.listen = partial(_told, observer, number, chain)
-        if variant := _built(state, builder, chain, state.limits(BUILD_SHARE)):
+    seen: list[str] = []
+    state.children.listen(lambda text: observer.step(len(seen), text))
+    for variant in _each(state, builder, chains):
+        seen.append(variant.name)
+        observer.step(len(seen), str(variant.chain))
+        if _taken(state, variant):
             built.append(variant)
     return built + _steps(state, builder, built)
 
 
-def _told(observer: Observer, number: int, chain: Chain, text: str) -> None:
-    observer.step(number, f"{chain}: {text}")
-
-
 def _bench(state: _Run, prepared: Prepared, chains: Sequence[Chain]) -> Trial | None:
     """What passes that search for a budget time their candidates by; None if there is none."""
-    if not any(step.times for chain in chains for step in chain.passes):
+    if not any(map(_times, chains)):
         return None
     request = state.request
     limits = {str(b.quantity): b.limit for b in request.budgets if b.tail is not None}
@@ -238,48 +251,76 @@ def _bench(state: _Run, prepared: Prepared, chains: Sequence[Chain]) -> Trial | 
     )  # fmt: skip
 
 
+def _times(chain: Chain) -> bool:
+    return any(step.times for step in chain.passes)
+
+
+def _each(state: _Run, builder: Builder, chains: Sequence[Chain]) -> Iterator[Variant]:
+    """Build chains on all cores that are to help, in their order.
+
+    Those that time candidates come last, one by one: nothing else may run beside them.
+    """
+    build = partial(_built, builder, state.limits(BUILD_SHARE))
+    together = [chain for chain in chains if not _times(chain)]
+    with state.children.threads(len(together)) as pool:
+        yield from pool.map(build, together)
+    yield from map(build, filter(_times, chains))
+
+
 def _executor(state: _Run) -> Execute:
     """Run passes in the child, through the cache if there is one."""
 
     def execute(step: Pass, model: Model, context: Context) -> PassResult:
-        return _run_pass(state.child, step, model, context)
+        return _run_pass(state.children, step, model, context)
 
-    if state.request.cache is None:
-        return execute
-    state.store = Store(state.request.cache, report=state.notes.append)
-    return Remembered(state.store, execute, versions())
+    return Remembered(state.store, execute, versions()) if state.store else execute
 
 
-def _built(state: _Run, builder: Builder, chain: Chain, limits: Limits) -> Variant | None:
-    """Build one chain; what gives no new artefact becomes a row at once."""
+def _exporter(state: _Run) -> Callable[..., Exported]:
+    """Export in the child, through the cache if there is one."""
+
+    def export(*given: Any) -> Exported:
+        return state.children.call(load_and_export, *given)
+
+    return RememberedExport(state.store, export, versions()) if state.store else export
+
+
+def _records(state: _Run) -> Records:
+    """What was measured on this device before."""
+    common = {"device": asdict(state.device), "versions": versions()}
+    return Records(state.store, common, fresh=state.request.fresh)
+
+
+def _built(builder: Builder, limits: Limits, chain: Chain) -> Variant:
     if limits.expired and chain != Chain():  # all is relative to the source
-        variant = Variant(chain, None, "skipped", "the time limit left no time to build it")
-    else:
-        variant = builder.build(chain)
-    served = (chain.runtime, variant.model.identity) if variant.model else None
+        return Variant(chain, None, "skipped", "the time limit left no time to build it")
+    return builder.build(chain)
+
+
+def _taken(state: _Run, variant: Variant) -> bool:
+    """Whether a variant is to be measured; what gives no new artefact becomes a row at once."""
+    served = (variant.chain.runtime, variant.model.identity) if variant.model else None
     if served in state.served:
         reason = f"the same artefact as {state.served[served]}"
-        variant = Variant(chain, None, "skipped", reason, variant.notes, variant.seconds)
+        variant = replace(variant, model=None, problem="skipped", reason=reason)
     if variant.model is None or served is None:
         state.unbuilt.append(_unbuilt(variant))
-        return None
+        return False
     state.served[served] = variant.name
     state.artefacts[variant.name] = variant.model
-    return variant
+    return True
 
 
 def _steps(state: _Run, builder: Builder, built: Sequence[Variant]) -> list[Variant]:
     """What stands between a chain's passes, to show what each of them changes."""
+    prefixes = {str(p): p for variant in built for p in variant.chain.prefixes()}
+    wanted = [prefix for name, prefix in prefixes.items() if name not in state.artefacts]
     steps: list[Variant] = []
-    for variant in built:
-        for prefix in variant.chain.prefixes():
-            if str(prefix) in state.artefacts or state.limits(BUILD_SHARE).expired:
-                continue
-            step = builder.build(prefix)
-            served = (prefix.runtime, step.model.identity) if step.model else None
-            if served is not None and served not in state.served:
-                state.served[served] = step.name
-                steps.append(replace(step, step=True))
+    for step in _each(state, builder, wanted):
+        served = (step.chain.runtime, step.model.identity) if step.model else None
+        if served is not None and served not in state.served:
+            state.served[served] = step.name
+            steps.append(replace(step, step=True))
     return steps
 
 
@@ -292,8 +333,8 @@ def _mix(state: _Run, screening: Screening, observer: Observer) -> None:
     def attempt(chain: Chain) -> VariantReport | None:
         observer.step(0, str(chain))
         state.order.append(str(chain))
-        variant = _built(state, builder, chain, limits)
-        return screening.evaluate(variant, limits) if variant else None
+        variant = _built(builder, limits, chain)
+        return screening.evaluate(variant, limits) if _taken(state, variant) else None
 
     observer.stage("mixed precision", 0)
     for ladder in mixed.ladders(screening.rows(), state.request.everything):
@@ -319,7 +360,7 @@ def _as_they_are(state: _Run, folder: Path, observer: Observer) -> list[Variant]
         else:
             own = folder / f"rival-{number}"
             own.mkdir()
-            model = load_rival(request, path, prepared, own, state.child)
+            model = load_rival(request, path, prepared, own, _exporter(state))
         variants.append(Variant(Chain((), runtime), model, label=labels[number + 1]))
     state.order = [variant.name for variant in variants]
     state.artefacts = {v.name: v.model for v in variants if v.model is not None}
@@ -337,9 +378,10 @@ def _labels(request: Request) -> list[str]:
     return names
 
 
-def _run_pass(child: Child, step: Pass, model: Model, context: Context) -> PassResult:
+def _run_pass(children: Children, step: Pass, model: Model, context: Context) -> PassResult:
+    context = replace(context, progress=partial(say, str(step)))
     try:
-        return child.call(step, model, context)
+        return children.call(step, model, context)
     except ChildDied as error:
         raise PassFailed(f"{step}: {error}") from error
 
@@ -408,7 +450,13 @@ def _report(state: _Run, error: BaseException | None) -> Report:
     metric = prepared.metric.name if prepared else request.metric or ""
     if isinstance(error, KeyboardInterrupt):
         state.notes.append("interrupted: what was finished is reported, nothing is chosen")
-    elif error is not None:
+    recalled = sum(row.recalled for row in rows)
+    if recalled:
+        state.notes.append(
+            f"the timings of {recalled} of {len(rows)} variants are an earlier run's, from the "
+            "cache; --fresh measures again"
+        )
+    if error is not None and not isinstance(error, KeyboardInterrupt):
         state.notes.append(f"internal error: {first_cause(error)}; see error.txt")
     return Report(
         source=_source_report(state),
@@ -489,8 +537,6 @@ def _source_report(state: _Run) -> SourceReport:
 
 
 def _manifest(state: _Run, report: Report, artefact: Model | None, folder: Path) -> dict[str, Any]:
-    from dataclasses import asdict
-
     runtime = report.variant(report.chosen).runtime if report.chosen else state.settings.runtime
     default = runtime == state.settings.runtime
     return {

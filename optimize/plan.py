@@ -59,6 +59,7 @@ _OTHER_RUNTIMES = {
         "bf16@openvino",
         "fold,int8{mode=static,engine=nncf}@openvino",
         "fold,int8{mode=static,engine=nncf},bf16@openvino",
+        "fold,int8{mode=static,engine=nncf},bf16,shapes@openvino",
     ),
     "inductor": (
         "source@inductor",

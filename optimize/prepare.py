@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,17 @@ import numpy as np
 
 from optimize.budgets.accuracy import METRICS, Metric, custom
 from optimize.budgets.budget import Floor
-from optimize.child import Child
 from optimize.errors import InputError, nearest
 from optimize.models import data as samples
 from optimize.models.data import Array, Dataset
-from optimize.models.export import Exported, load_and_export
+from optimize.models.export import Exported
 from optimize.models.model import Model
 from optimize.models.source import Source, detect
-from optimize.models.usercode import call, check_function, is_reference, load_function
+from optimize.models.usercode import call, is_reference, load_function
 from optimize.report import DataReport
 from optimize.request import Request
 
+Export = Callable[..., Exported]
 SYNTHETIC_SAMPLES = 32
 DEFAULT_DROP = Floor("drop", 0.01)
 DEFAULT_COSINE = Floor("absolute", 0.99, "cosine")
@@ -74,33 +75,23 @@ class Prepared:
         raise InputError(f"output {name} has no batch axis; its samples need --batch 1")
 
 
-def prepare(request: Request, source: Source, folder: Path, child: Child) -> Prepared:
+def prepare(request: Request, source: Source, folder: Path, export: Export) -> Prepared:
     """Load, export and check the source, and share the samples out.
 
     Args:
         request: the run.
         source: what ``request.model`` is.
         folder: receives the exported model.
-        child: where the source is loaded and exported.
+        export: :func:`load_and_export`, wherever it runs.
 
     Raises:
         InputError: anything given does not fit.
     """
     metric, floor = _metric(request)
-    for reference, option in ((request.distill, "--distill"), (request.student, "--student")):
-        if reference:
-            child.call(check_function, reference, option)
     raw = samples.read_data(request.data) if request.data else None
     real = _processed(raw, request.pre, "--data") if raw else None
-    exported = child.call(
-        load_and_export,
-        source,
-        request.arch,
-        request.trust_pickle,
-        samples.representative(real) if real else None,
-        request.inputs,
-        folder,
-    )
+    probe = samples.representative(real) if real else None
+    exported = export(source, request.arch, request.trust_pickle, probe, request.inputs, folder)
     data = real or samples.synthetic(exported.specs, SYNTHETIC_SAMPLES, request.seed)
     data = samples.fit(data, exported.model.signature.inputs)
     calibration = None
@@ -133,7 +124,7 @@ def prepare(request: Request, source: Source, folder: Path, child: Child) -> Pre
 
 
 def load_rival(
-    request: Request, path: Path, prepared: Prepared, folder: Path, child: Child
+    request: Request, path: Path, prepared: Prepared, folder: Path, export: Export
 ) -> Model:
     """Load another model that takes the same samples as the prepared one.
 
@@ -141,9 +132,7 @@ def load_rival(
         InputError: it cannot be loaded, or takes other inputs.
     """
     probe = samples.representative(prepared.evaluation)
-    exported = child.call(
-        load_and_export, detect(path), request.arch, request.trust_pickle, probe, (), folder
-    )
+    exported = export(detect(path), request.arch, request.trust_pickle, probe, (), folder)
     samples.fit(prepared.evaluation, exported.model.signature.inputs, f"{path} and --data")
     outputs = [spec.name for spec in exported.model.signature.outputs]
     wanted = [spec.name for spec in prepared.exported.model.signature.outputs]

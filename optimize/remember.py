@@ -1,23 +1,30 @@
-"""Results of passes kept between runs: the same work on the same input is not done twice."""
+"""Exports and results of passes kept between runs: the same work is not done twice."""
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from optimize.entries import Entry, key_of
-from optimize.models.model import Model, file_digest
+from optimize.errors import NotApplicable
+from optimize.models.data import Dataset
+from optimize.models.export import Exported, load_and_export
+from optimize.models.model import Model, TensorSpec, file_digest, specs
 from optimize.models.run import Difference
-from optimize.models.usercode import is_reference
+from optimize.models.source import Source
+from optimize.models.usercode import fingerprint, is_reference
 from optimize.passes.base import Context, Pass, PassResult
 from optimize.store import Store
 
 Execute = Callable[[Pass, Model, Context], PassResult]
+Export = Callable[..., Exported]
 
 
 class Remembered:
@@ -40,29 +47,35 @@ class Remembered:
         """Return the pass's result; of several runs that want it, one works and the others wait.
 
         Raises:
-            NotApplicable, PassFailed: as the pass raises them; they are not kept.
+            NotApplicable: as the pass raised it, now or when it was tried before.
+            PassFailed: as the pass raises it; a failure may pass, so it is not kept.
         """
         key = key_of(self._parts(step, model, context))
         with self._store.building(key):
             entry = self._store.get(key)
             if entry is not None:
                 return _recall(entry, model)
-            result = self._execute(step, model, context)
-            late = context.deadline is not None and time.monotonic() >= context.deadline
-            if not late:  # training that was cut short is not what the chain asks for
-                self._keep(key, result, model, context, f"{step} of {model.digest[:12]}")
+            what = f"{step} of {model.digest[:12]}"
+            try:
+                with self._store.turn(shared=True, deadline=context.deadline):
+                    result = self._execute(step, model, context)
+            except NotApplicable as refusal:
+                if not _late(context):
+                    self._store.put(key, b"", {"what": what, "refusal": str(refusal)})
+                raise
+            if not _late(context):  # training that was cut short is not what the chain asks for
+                self._keep(key, result, model, context, what)
             return result
 
     def _parts(self, step: Pass, model: Model, context: Context) -> dict[str, Any]:
         texts = [str(getattr(step, field.name)) for field in fields(step)]
-        files = [text.rpartition(":")[0] for text in texts if is_reference(text)]
         teacher = context.teacher
         return {
             "model": model.identity,
             "pass": str(step),
             "version": step.version,
             "source": _source_digest(step),
-            "files": [file_digest(Path(f)) if Path(f).is_file() else "missing" for f in files],
+            "user code": [fingerprint(text) for text in texts if is_reference(text)],
             "samples": self._digest(context.samples),
             "calibration": self._digest(context.calibration),
             "training": self._digest(context.training) if "torch" in step.takes else None,
@@ -86,46 +99,129 @@ class Remembered:
     ) -> None:
         made = result.model
         new = made.digest != model.digest
-        names = [_relative(file, made).as_posix() for file in made.files] if new else []
         meta = {
             "what": what,
             "changed": result.changed,
             "notes": list(result.notes),
             "seconds": result.seconds,
             "difference": _plain(result.difference),
-            "format": made.format,
             "config": dict(made.config),
-            "members": names,
+            "model": made.describe() if new else None,
         }
         if not new:
             self._store.put(key, b"", meta)
             return
-        folder = context.folder / "kept"
-        shutil.rmtree(folder, ignore_errors=True)
-        for file, name in zip(made.files, names, strict=True):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            _link(file, folder / name)
-        self._store.put(key, folder, meta)
-        shutil.rmtree(folder, ignore_errors=True)
+        with _gathered([made], context.folder / "kept") as folder:
+            self._store.put(key, folder, meta, link=True)
+
+
+def _late(context: Context) -> bool:
+    return context.deadline is not None and time.monotonic() >= context.deadline
 
 
 def _recall(entry: Entry, model: Model) -> PassResult:
+    """The result that an entry holds.
+
+    Raises:
+        NotApplicable: the pass refused the model.
+    """
     meta = entry.meta
-    made = model
-    if meta["members"]:
-        members = [entry.path / name for name in meta["members"]]
-        onnx = meta["format"] == "onnx"
-        made = Model.read(members[0]) if onnx else Model.of(
-            meta["format"], members, model.signature
-        )  # fmt: skip
-    difference = meta["difference"]
+    if "refusal" in meta:
+        raise NotApplicable(meta["refusal"])
+    made = Model.described(meta["model"], entry.path) if meta["model"] else model
     return PassResult(
         made.configured(meta["config"]),
         meta["changed"],
         tuple(meta["notes"]),
         0.0,
-        None if difference is None else Difference(**difference),
+        _difference(meta["difference"]),
     )
+
+
+class RememberedExport:
+    """Loads and exports a source, or takes the result from a store."""
+
+    def __init__(self, store: Store, export: Export, versions: Mapping[str, str]) -> None:
+        """Wrap ``export``, which takes what :func:`load_and_export` takes."""
+        self._store = store
+        self._export = export
+        self._versions = dict(versions)
+
+    def __call__(
+        self,
+        source: Source,
+        arch: str | None,
+        trust_pickle: bool,
+        probe: Dataset | None,
+        inputs: Sequence[TensorSpec],
+        folder: Path,
+    ) -> Exported:
+        """See :func:`load_and_export`; what it raises is not kept."""
+        if source.kind == "onnx":  # taken as it is
+            return load_and_export(source, arch, trust_pickle, probe, inputs, folder)
+        key = key_of(
+            {
+                "export": file_digest(Path(inspect.getfile(load_and_export))),
+                "source": [source.kind, source.digest],
+                "arch": [str(Path(arch).resolve()), fingerprint(arch)] if arch else None,
+                "trust": trust_pickle,
+                "probe": probe.digest if probe else None,
+                "inputs": list(map(str, inputs)),
+                "versions": self._versions,
+            }
+        )
+        with self._store.building(key):
+            entry = self._store.get(key)
+            if entry is not None:
+                return _exported(entry)
+            exported = self._export(source, arch, trust_pickle, probe, inputs, folder)
+            self._keep(key, exported, folder, f"export of {source.digest[:12]}")
+            return exported
+
+    def _keep(self, key: str, exported: Exported, folder: Path, what: str) -> None:
+        models = [exported.model, *filter(None, [exported.program])]
+        meta = {
+            "what": what,
+            "route": exported.route,
+            "difference": _plain(exported.difference),
+            "specs": [asdict(spec) for spec in exported.specs],
+            "notes": list(exported.notes),
+            "models": [model.describe() for model in models],
+        }
+        with _gathered(models, folder / "kept") as kept:
+            self._store.put(key, kept, meta, link=True)
+
+
+def _exported(entry: Entry) -> Exported:
+    meta = entry.meta
+    model, *program = (Model.described(told, entry.path) for told in meta["models"])
+    return Exported(
+        model=model,
+        route=meta["route"],
+        difference=_difference(meta["difference"]) or Difference(),
+        specs=specs(meta["specs"]),
+        notes=tuple(meta["notes"]),
+        program=program[0] if program else None,
+    )
+
+
+@contextlib.contextmanager
+def _gathered(models: Sequence[Model], folder: Path) -> Iterator[Path]:
+    """A folder with links to all files of models, by their names within their own folders."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for model in models:
+        for file in model.files:
+            place = folder / file.relative_to(model.path.parent)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            _link(file, place)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _difference(told: Mapping[str, Any] | None) -> Difference | None:
+    return None if told is None else Difference(**told)
 
 
 def _plain(difference: Difference | None) -> dict[str, Any] | None:
@@ -133,10 +229,6 @@ def _plain(difference: Difference | None) -> dict[str, Any] | None:
         return None
     return {name: value if isinstance(value, str) else float(value)
             for name, value in asdict(difference).items()}  # fmt: skip
-
-
-def _relative(file: Path, model: Model) -> Path:
-    return file.relative_to(model.path.parent)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -148,7 +240,5 @@ def _link(source: Path, target: Path) -> None:
 
 def _source_digest(step: Pass) -> str:
     """Of the file that defines the pass, so that a plug-in's change is seen without a version."""
-    import inspect
-
     file = inspect.getsourcefile(type(step))
     return file_digest(Path(file)) if file else ""

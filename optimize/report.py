@@ -168,7 +168,8 @@ class VariantReport:
     the runtime's own profiler, in a pass of its own. ``config`` are the options that the runtime
     must load the artefact with. ``steps`` are the chain's passes with what each of them changed,
     ``explanation`` says what keeps the variant from being faster and what cost its accuracy.
-    ``bound_ms`` is the least latency that this device allows.
+    ``bound_ms`` is the least latency that this device allows. ``recalled`` says that its timings
+    in the comparison are all an earlier run's, from the cache.
     """
 
     chain: str
@@ -190,6 +191,7 @@ class VariantReport:
     steps: tuple[StepReport, ...] = ()
     explanation: tuple[str, ...] = ()
     bound_ms: float | None = None
+    recalled: bool = False
 
 
 @dataclass(frozen=True)

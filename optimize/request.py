@@ -54,7 +54,9 @@ class Request:
         as_is: whether models are judged as they are, without passes.
         rivals: further models to judge beside ``model``, with ``as_is``.
         labels: names for ``model`` and ``rivals``; empty for their files' names.
-        cache: the folder that results of passes are kept in between runs; None for none.
+        cache: the folder that work is kept in between runs; None for none.
+        jobs: passes that may run at once; None for what cores and memory allow.
+        fresh: whether what earlier runs measured is forgotten.
         train: samples to train on; None for those to calibrate on.
         distill: ``file.py:function``, a training of the user's own.
         student: ``file.py:factory``, another architecture to train from the source.
@@ -91,6 +93,8 @@ class Request:
     labels: tuple[str, ...] = ()
     reference_only: bool = False
     cache: Path | None = None
+    jobs: int | None = None
+    fresh: bool = False
     train: str | None = None
     distill: str | None = None
     student: str | None = None
@@ -114,6 +118,7 @@ class Request:
             ("--threads", self.threads),
             ("--batch", self.batch),
             ("--max-samples", self.max_samples),
+            ("--jobs", self.jobs),
         ):
             if value is not None and value < 1:
                 raise InputError(f"{option} {value} is not at least 1")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol
@@ -13,10 +15,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from optimize.budgets.accuracy import Accuracy, Outputs, Scores, compare
-from optimize.budgets.profile import Profile, paired_ratio
-from optimize.budgets.verdict import Requirement, Verdict, judge, weigh
+from optimize.budgets.profile import Profile, paired_ratio, percentile_bounds
+from optimize.budgets.verdict import Requirement, Status, Verdict, judge, weigh
 from optimize.build import Variant
-from optimize.child import Child
+from optimize.candidate import Candidate, row
+from optimize.child import Child, Children
 from optimize.choose import rank
 from optimize.errors import InputError, WorkerError
 from optimize.explain import Explainer, Subject
@@ -26,29 +29,31 @@ from optimize.measure import (
     collect_outputs,
     open_worker,
     operators,
+    settled,
     time_in_turns,
+    undecided,
     warm_up,
 )
+from optimize.models.data import Array
 from optimize.models.model import Model
 from optimize.models.run import Difference, difference
 from optimize.models.runtimes import find_runtime
 from optimize.prepare import Prepared
-from optimize.report import (
-    AccuracyReport,
-    LatencyReport,
-    OperatorReport,
-    StepReport,
-    VariantReport,
-)
+from optimize.records import Records, function_parts
+from optimize.report import VariantReport
 from optimize.request import Request
 from optimize.targets.base import Job, Settings, Target
 from optimize.targets.inputs import write_inputs
 
 FRESH_PROCESSES = 3
 MEMORY_SHARE = 0.5
-SHOWN_OPERATORS = 8
 SHARES = ("top1", "top5", "f1")  # metrics that cannot fall below zero
 MOST_AT_ONCE = 16
+# A hopeless variant shows in the first fifth of the samples, if that is enough to be sure.
+FIRST_LOOK_SHARE, FIRST_LOOK_SAMPLES = 5, 50
+# Where everything is compared, even a beaten variant is timed until its p99 has an upper bound at
+# 99%, for which 459 calls are the fewest.
+COMPARED_CALLS = 500
 
 
 class Observer(Protocol):
@@ -61,23 +66,14 @@ class Observer(Protocol):
         """A step is done."""
 
 
-@dataclass
-class _Candidate:
-    """A variant and what has been found out about it."""
+@dataclass(frozen=True)
+class _Standing:
+    """Whether a profile meets every latency budget, and the bounds of its p99 in nanoseconds."""
 
-    variant: Variant
-    model: Model
-    contender: Contender
-    accuracy: Accuracy | None = None
-    verdict: Verdict | None = None
-    confirmed: bool = False
-    speedup: tuple[float | None, float | None, float | None] = (None, None, None)
-    operators: tuple[OperatorReport, ...] = ()
-    screened: Profile = field(default_factory=lambda: Profile(()))
-    profile_s: float = 0.0
-    difference: str | None = None
-    kernels: tuple[dict[str, Any], ...] = ()
-    explanation: tuple[str, ...] = ()
+    profile: Profile
+    accepted: bool
+    p99_lower: float | None
+    p99_upper: float | None
 
 
 @dataclass
@@ -94,11 +90,13 @@ class Screening:
     request: Request
     contenders: int
     folder: Path
+    records: Records
     chosen: str | None = None
-    _candidates: list[_Candidate] = field(default_factory=list)
+    _candidates: list[Candidate] = field(default_factory=list)
     _source_scores: Scores | None = None
     _source_outputs: Outputs = field(default_factory=dict)
     _scoring: Lock = field(default_factory=Lock)
+    _standings: dict[str, _Standing] = field(default_factory=dict)
 
     @property
     def requirement(self) -> Requirement:
@@ -120,16 +118,9 @@ class Screening:
         write_inputs(self.prepared.latency, self.folder / "inputs")
         for variant in variants:
             self._add(variant)
-        reference, *others = self._candidates
         observer.stage("evaluate and time", 2 * len(self._candidates))
-        self._evaluate_source(reference, limits)
-        waiting, done = others, 1
-        while True:
-            heat, waiting = self._open_heat(waiting, limits.halved(), observer, done)
-            self._time([reference, *heat], limits, observer, done)
-            done += len(heat)
-            if not waiting:
-                return
+        self._check_source(limits)
+        self._measure(self._candidates[1:], limits, observer)
 
     def evaluate(self, variant: Variant, limits: Limits) -> VariantReport:
         """Evaluate one more variant, after :meth:`measure`; it is timed by :meth:`time_rest`.
@@ -145,14 +136,54 @@ class Screening:
     def time_rest(self, limits: Limits, observer: Observer) -> None:
         """Time what :meth:`evaluate` has added and found worth it."""
         rest = [
-            candidate
-            for candidate in self._candidates[1:]
-            if candidate.verdict is None and candidate.contender.workers
+            c
+            for c in self._candidates[1:]
+            if c.verdict is None and (c.contender.judged or self.request.everything)
         ]
         if rest:
-            self._time([self._candidates[0], *rest], limits, observer, 0)
+            self._time(rest, limits, observer, 0)
 
-    def _add(self, variant: Variant) -> _Candidate:
+    def confirm(self, limits: Limits, observer: Observer) -> None:
+        """Time the best kept variant again in fresh processes; go on to the next if it fails."""
+        while best := self._best():
+            observer.stage(f"confirm {best.variant.name}", FRESH_PROCESSES)
+            self._confirm(best, limits, observer)
+            if best.verdict and best.verdict.status == "kept":
+                self.chosen = best.variant.name
+                return
+            self._revive(limits, observer)
+
+    def rows(self) -> list[VariantReport]:
+        """What is known now about every variant that was built."""
+        return [self._row(c) for c in self._candidates if c.shown]
+
+    def profiles(self) -> dict[str, Profile]:
+        """What was measured of every variant, as its row shows it."""
+        return {c.contender.name: c.contender.profile for c in self._candidates if c.shown}
+
+    def explain(self, child: Child | Children, isa: Sequence[str], limits: Limits) -> None:
+        """Say of every variant that was profiled what limits it, and where its accuracy went."""
+        samples, source = self.prepared.evaluation, self._candidates[0].subject
+        explainer: Explainer | None = None  # it looks at the source, so only if it is needed
+        for candidate in self._candidates[1:]:
+            if not candidate.kernels or not candidate.shown or limits.expired:
+                continue
+            told = {"subject": _told(candidate.subject), "than": _told(source)}
+            parts = {"explanation": told, "isa": list(isa), "data": self._evaluation_digest}
+            known = self.records.recall(parts)
+            if known is None:
+                explainer = explainer or Explainer(child, source, isa, samples)
+                known = explainer.explain(candidate.subject)
+                self.records.keep(parts, known, f"explanation of {candidate.variant.name}")
+            candidate.explanation = tuple(known)
+
+    def close(self) -> None:
+        """End all worker processes."""
+        for candidate in self._candidates:
+            candidate.contender.close()
+
+    def _add(self, variant: Variant) -> Candidate:
+        """Take a variant up, with what earlier runs found out about it."""
         model, number = variant.model, len(self._candidates)
         assert model is not None  # only what was built is measured
         job = Job(
@@ -165,8 +196,9 @@ class Screening:
             post=self.request.post,
         )
         contender = Contender(variant.name, job, reference=number == 0)
-        candidate = _Candidate(variant, model, contender)
+        candidate = Candidate(variant, model, contender)
         self._candidates.append(candidate)
+        self._recall(candidate)
         return candidate
 
     def _settings(self, variant: Variant, model: Model) -> Settings:
@@ -177,49 +209,84 @@ class Screening:
             provider = find_runtime(runtime).provider
         return replace(self.settings, runtime=runtime, provider=provider, config=model.config)
 
-    def confirm(self, limits: Limits, observer: Observer) -> None:
-        """Time the best kept variant again in fresh processes; go on to the next if it fails."""
-        higher = self.prepared.metric.higher_is_better
-        while best := next(iter(rank(self._unconfirmed(), self.request.objective, higher)), None):
-            candidate = next(c for c in self._candidates if c.variant.name == best.chain)
-            observer.stage(f"confirm {best.chain}", FRESH_PROCESSES)
-            self._confirm(candidate, limits, observer)
-            if candidate.verdict and candidate.verdict.status == "kept":
-                self.chosen = best.chain
+    # What earlier runs found out.
+
+    def _recall(self, candidate: Candidate) -> None:
+        contender = candidate.contender
+        contender.profile = self.records.recall_profile(self._latency_parts(candidate))
+        candidate.recalled = len(contender.profile.blocks)
+        if candidate.recalled:
+            contender.call_ns = float(np.median(contender.profile.samples_ns))
+        kernels = self.records.recall(self._kernel_parts(candidate))
+        if kernels is not None:
+            self._take_kernels(candidate, kernels)
+        for samples in self._looks(candidate)[::-1]:
+            known = self.records.recall(self._accuracy_parts(candidate, samples))
+            if known is not None:
+                candidate.difference = known["difference"]
+                self._take_accuracy(candidate, Accuracy(**known["accuracy"]))
                 return
+        contender.judged = candidate.shown
 
-    def rows(self) -> list[VariantReport]:
-        """What is known now about every variant that was built."""
-        return [self._row(c) for c in self._candidates if not c.variant.step]
+    def _served(self, candidate: Candidate) -> dict[str, Any]:
+        return {
+            "artefact": candidate.model.digest,
+            "settings": asdict(candidate.contender.job.settings),
+            "batch": self.prepared.batch,
+            **self._functions,
+        }
 
-    def profiles(self) -> dict[str, Profile]:
-        """What was measured of every variant, as its row shows it."""
-        shown = (c for c in self._candidates if not c.variant.step)
-        return {c.contender.name: c.contender.profile for c in shown}
+    def _latency_parts(self, candidate: Candidate) -> dict[str, Any]:
+        return {"latency": self._served(candidate), "data": self._latency_digest}
 
-    def explain(self, child: Child, isa: Sequence[str], limits: Limits) -> None:
-        """Say of every variant that was profiled what limits it, and where its accuracy went."""
-        source, *others = (_subject(c) for c in self._candidates)
-        explainer = Explainer(child, source, isa, self.prepared.evaluation)
-        for candidate, subject in zip(self._candidates[1:], others, strict=True):
-            if candidate.kernels and not candidate.variant.step and not limits.expired:
-                candidate.explanation = explainer.explain(subject)
+    def _kernel_parts(self, candidate: Candidate) -> dict[str, Any]:
+        return {"operators": self._served(candidate), "data": self._latency_digest}
 
-    def close(self) -> None:
-        """End all worker processes."""
-        for candidate in self._candidates:
-            candidate.contender.close()
+    def _accuracy_parts(self, candidate: Candidate, samples: int) -> dict[str, Any]:
+        return {
+            "accuracy": self._served(candidate),
+            "than": self._served(self._candidates[0]),
+            "metric": self._metric,
+            "data": self._evaluation_digest,
+            "samples": samples,
+            "confidence": self.request.confidence,
+        }
 
-    def _unconfirmed(self) -> list[VariantReport]:
-        eligible = self._candidates[1:] if self.request.reference_only else self._candidates
-        return [self._row(c) for c in eligible if not c.confirmed and not c.variant.step]
+    def _beaten_parts(self, candidate: Candidate) -> dict[str, Any]:
+        promise = [list(map(str, self.request.budgets)), self.request.confidence]
+        return {"beaten": self._latency_parts(candidate), "promise": promise}
 
-    def _evaluate_source(self, reference: _Candidate, limits: Limits) -> None:
-        try:
-            self._open(reference, limits)
-            self._compare(reference, limits)
-        except (WorkerError, InputError) as error:
-            raise InputError(f"the source cannot be judged: {error}") from error
+    @cached_property
+    def _functions(self) -> dict[str, Any]:
+        return {"pre": function_parts(self.request.pre), "post": function_parts(self.request.post)}
+
+    @cached_property
+    def _metric(self) -> Any:
+        return function_parts(self.request.metric) or self.prepared.metric.name
+
+    @cached_property
+    def _latency_digest(self) -> str:
+        return self.prepared.latency.digest
+
+    @cached_property
+    def _evaluation_digest(self) -> str:
+        labels = self.prepared.labels
+        text = self.prepared.evaluation.digest
+        if labels is not None:
+            text += hashlib.sha256(np.ascontiguousarray(labels).tobytes()).hexdigest()
+        return text
+
+    # Accuracy.
+
+    def _check_source(self, limits: Limits) -> None:
+        """See to it that the source can be judged.
+
+        Raises:
+            InputError: it cannot.
+        """
+        reference = self._candidates[0]
+        if reference.accuracy is None:
+            self._evaluate_source(limits)
         accuracy, floor = reference.accuracy, self.prepared.floor
         if accuracy and accuracy.metric in SHARES and accuracy.limit(floor) <= 0:
             raise InputError(
@@ -227,23 +294,12 @@ class Screening:
                 f"miss the floor {floor}; check the labels"
             )
 
-    def _open_heat(
-        self, waiting: list[_Candidate], limits: Limits, observer: Observer, done: int
-    ) -> tuple[list[_Candidate], list[_Candidate]]:
-        """Evaluate candidates one by one and keep their workers, until memory is half used."""
-        memory = self.target.device().memory_bytes or 8 << 30
-        heat: list[_Candidate] = []
-        used = self._candidates[0].contender.rss_bytes
-        while waiting:
-            if heat and (used > MEMORY_SHARE * memory or len(heat) >= MOST_AT_ONCE):
-                break
-            some, waiting = waiting[: self._side_by_side], waiting[self._side_by_side :]
-            names = ", ".join(candidate.contender.name for candidate in some)
-            observer.step(done + len(heat), f"outputs of {names}")
-            self._evaluate_all(some, limits)
-            heat += some
-            used += sum(candidate.contender.rss_bytes for candidate in some)
-        return heat, waiting
+    def _evaluate_source(self, limits: Limits) -> None:
+        try:
+            self._open(self._candidates[0], limits)
+            self._compare(self._candidates[0], limits)
+        except (WorkerError, InputError) as error:
+            raise InputError(f"the source cannot be judged: {error}") from error
 
     @property
     def _side_by_side(self) -> int:
@@ -253,11 +309,22 @@ class Screening:
             cores = min(cores, len(self.settings.cpus))
         return max(1, cores // self.settings.threads)
 
-    def _evaluate_all(self, candidates: Sequence[_Candidate], limits: Limits) -> None:
+    def _evaluate_all(self, candidates: Sequence[Candidate], limits: Limits) -> None:
+        """Evaluate what was not yet; the workers stay open."""
+        todo = [c for c in candidates if self._wants_outputs(c)]
         if limits.expired:
             for candidate in candidates:
-                candidate.contender.error = _LATE
+                if candidate in todo or not candidate.contender.profile.blocks:
+                    candidate.contender.error = candidate.contender.error or _LATE
             return
+        if not todo:
+            return
+        with self.records.busy(limits.deadline):
+            if self._source_scores is None:
+                self._evaluate_source(limits)
+            self._compare_all(todo, limits)
+
+    def _compare_all(self, candidates: Sequence[Candidate], limits: Limits) -> None:
         # Workers are started by this thread: Linux ends them with the thread that started them.
         ready = [c for c in candidates if self._try(self._open, c, limits)]
         with ThreadPoolExecutor(max(1, len(ready))) as pool:
@@ -268,8 +335,14 @@ class Screening:
                 self.close()  # what still waits for a worker ends with it
                 raise
 
+    def _wants_outputs(self, candidate: Candidate) -> bool:
+        if candidate.accuracy is not None or candidate.contender.error is not None:
+            return False
+        # The outputs of an exact pass were checked when it was built.
+        return candidate.shown or not candidate.variant.exact
+
     def _try(
-        self, act: Callable[[_Candidate, Limits], None], candidate: _Candidate, limits: Limits
+        self, act: Callable[[Candidate, Limits], None], candidate: Candidate, limits: Limits
     ) -> bool:
         """Let a failure end its own candidate only; return whether it succeeded."""
         try:
@@ -280,99 +353,312 @@ class Screening:
             return False
         return True
 
-    def _open(self, candidate: _Candidate, limits: Limits) -> None:
+    def _open(self, candidate: Candidate, limits: Limits) -> None:
+        if candidate.contender.workers:
+            return
         begun = time.perf_counter()
         open_worker(self.target, candidate.contender, limits)
-        candidate.profile_s += time.perf_counter() - begun
+        candidate.spent_s += time.perf_counter() - begun
 
-    def _compare(self, candidate: _Candidate, limits: Limits) -> None:
+    def _looks(self, candidate: Candidate) -> list[int]:
+        """How many samples the accuracy is looked at after: hopeless variants stop early."""
+        total = len(self.prepared.evaluation)
+        first = total // FIRST_LOOK_SHARE
+        whole = self.request.everything or candidate.contender.reference or not candidate.shown
+        return [total] if whole or first < FIRST_LOOK_SAMPLES else [first, total]
+
+    def _compare(self, candidate: Candidate, limits: Limits) -> None:
         """Compare a candidate's outputs with the source's, and judge its accuracy."""
-        begun = time.perf_counter()
-        contender, prepared = candidate.contender, self.prepared
-        if candidate.variant.step:
-            contender.judged = False
-            if candidate.variant.exact:
-                return  # its outputs were checked when it was built
-        outputs = collect_outputs(contender, len(prepared.evaluation), limits)
-        rows = prepared.per_sample(outputs)
-        with self._scoring:  # a user's metric need not bear being called twice at once
-            self._score(candidate, rows)
-        candidate.profile_s += time.perf_counter() - begun
+        begun, before = time.perf_counter(), 0
+        outputs: dict[str, list[Array]] = {}
+        for samples in self._looks(candidate):
+            more = collect_outputs(candidate.contender, samples - before, limits, before)
+            outputs = {name: [*outputs.get(name, ()), *arrays] for name, arrays in more.items()}
+            rows, before = self.prepared.per_sample(outputs), samples
+            with self._scoring:  # a user's metric need not bear being called twice at once
+                accuracy = self._score(candidate, rows, samples)
+            if accuracy is not None:
+                self._take_accuracy(candidate, accuracy)
+                told = {"accuracy": asdict(accuracy), "difference": candidate.difference}
+                parts = self._accuracy_parts(candidate, samples)
+                self.records.keep(parts, told, f"accuracy of {candidate.variant.name}")
+                break
+        candidate.spent_s += time.perf_counter() - begun
 
-    def _score(self, candidate: _Candidate, rows: Outputs) -> None:
-        contender, prepared = candidate.contender, self.prepared
+    def _score(self, candidate: Candidate, rows: Outputs, samples: int) -> Accuracy | None:
+        """The accuracy, or None if it takes more samples to tell."""
+        prepared, contender = self.prepared, candidate.contender
+        count = len(next(iter(rows.values())))
         if contender.reference:
             self._source_outputs = rows
-        scores = prepared.metric.score(rows, prepared.labels, self._source_outputs)
-        if contender.reference:
-            self._source_scores = scores
-        assert self._source_scores is not None  # the source is evaluated first
-        candidate.accuracy = compare(
-            prepared.metric, scores, self._source_scores, self.request.confidence
-        )
-        contender.judged = self._in_the_race(candidate) and not candidate.variant.step
+        reference = {name: arrays[:count] for name, arrays in self._source_outputs.items()}
+        labels = None if prepared.labels is None else prepared.labels[:count]
+        whole = samples == len(prepared.evaluation)
+        try:
+            scores = prepared.metric.score(rows, labels, reference)
+            if contender.reference:
+                self._source_scores = scores
+            source = self._source_scores
+            assert source is not None  # the source is evaluated first
+            if not whole:
+                source = Scores(source.rows[:count], source.reduce)
+                if not self._hopeless(scores, source):
+                    return None
+        except InputError:
+            if whole:
+                raise
+            return None  # such as a metric that needs samples of every class
         if not contender.reference:
-            candidate.difference = str(_difference(rows, self._source_outputs))
+            candidate.difference = str(_difference(rows, reference))
+        return compare(prepared.metric, scores, source, self.request.confidence)
 
-    def _in_the_race(self, candidate: _Candidate) -> bool:
+    def _hopeless(self, scores: Scores, source: Scores) -> bool:
+        """Whether some samples show beyond doubt that the floor is missed on all of them."""
+        shared = 1 - (1 - self.request.confidence) / max(1, self.contenders)
+        accuracy = compare(self.prepared.metric, scores, source, shared)
+        return accuracy.meets(self.prepared.floor, strict=True) is False
+
+    def _take_accuracy(self, candidate: Candidate, accuracy: Accuracy) -> None:
+        candidate.accuracy = accuracy
         fits = all(
             candidate.model.size_bytes <= budget.limit
             for budget in self.request.budgets
             if budget.quantity == "size"
         )
-        accuracy = candidate.accuracy
-        strict = self.request.strict_floor
-        return fits and (accuracy is None or accuracy.meets(self.prepared.floor, strict) is True)
+        meets = accuracy.meets(self.prepared.floor, self.request.strict_floor) is True
+        candidate.contender.judged = fits and meets and candidate.shown
+
+    # Latency.
+
+    def _measure(self, waiting: Sequence[Candidate], limits: Limits, observer: Observer) -> None:
+        done = 1
+        while True:
+            heat, waiting = self._open_heat(waiting, limits.halved(), observer, done)
+            self._time(heat, limits, observer, done)
+            done += len(heat)
+            if not waiting:
+                return
+
+    def _open_heat(
+        self, waiting: Sequence[Candidate], limits: Limits, observer: Observer, done: int
+    ) -> tuple[list[Candidate], Sequence[Candidate]]:
+        """Evaluate candidates one by one and keep their workers, until memory is half used."""
+        memory = self.target.device().memory_bytes or 8 << 30
+        heat: list[Candidate] = []
+        used = self._candidates[0].contender.rss_bytes
+        while waiting:
+            if heat and (used > MEMORY_SHARE * memory or len(heat) >= MOST_AT_ONCE):
+                break
+            some, waiting = waiting[: self._side_by_side], waiting[self._side_by_side :]
+            names = ", ".join(candidate.contender.name for candidate in some)
+            observer.step(done + len(heat), f"outputs of {names}")
+            self._evaluate_all(some, limits)
+            heat += some
+            used += sum(c.contender.rss_bytes for c in some if c.contender.workers)
+        return heat, waiting
 
     def _time(
-        self, heat: Sequence[_Candidate], limits: Limits, observer: Observer, done: int
+        self, heat: Sequence[Candidate], limits: Limits, observer: Observer, done: int
     ) -> None:
-        for candidate in heat:
-            if candidate.contender.error is None and not limits.expired:
-                self._warm_up(candidate, limits)
-
-        def progress(contenders: Sequence[Contender]) -> None:
-            left = sum(_seconds_left(c, self.requirement, limits) for c in contenders)
-            calls = sum(c.profile.samples_ns.size for c in contenders)
-            settled = sum(_seconds_left(c, self.requirement, limits) == 0 for c in contenders)
-            text = f"{calls} calls timed, about {left:.0f} s left"
-            observer.step(len(self._candidates) + done - 1 + settled, text)
-
-        rng = np.random.default_rng(self.request.seed)
-        contenders = [candidate.contender for candidate in heat]
-        count = len(self.prepared.latency)
-        time_in_turns(contenders, self.requirement, count, limits, rng, progress)
-        for candidate in heat:
-            self._operators(candidate, limits)
-            candidate.screened = candidate.contender.profile
-            candidate.verdict = self._judge(candidate, self.requirement)
-            candidate.speedup = self._speedup(candidate)
-            if not candidate.contender.reference:
+        """Time candidates in turns with the source, as far as they are not settled yet."""
+        source = self._candidates[0]
+        racing = [c for c in heat if self._wants_time(c, limits)]
+        if racing or self._wants_time(source, limits):
+            with self.records.alone(limits.deadline):
+                self._race([source, *racing], limits, observer, done)
+        for candidate in [source, *heat]:
+            self._conclude(candidate)
+            if candidate is not source:
                 candidate.contender.close()
 
-    def _warm_up(self, candidate: _Candidate, limits: Limits) -> None:
-        begun = time.perf_counter()
-        try:
-            warm_up(candidate.contender, limits)
-        except WorkerError as error:
-            candidate.contender.error = str(error)
-        candidate.profile_s += time.perf_counter() - begun
+    def _wants_time(self, candidate: Candidate, limits: Limits) -> bool:
+        contender = candidate.contender
+        if contender.error is not None:
+            return False
+        if candidate.kernels is None:
+            return True
+        if contender.reference:
+            return undecided(contender, self.requirement) and not limits.exhausted(
+                contender.profile
+            )
+        if settled(contender, self.requirement, limits):
+            return False
+        return not self._beaten(candidate) and not self._was_beaten(candidate)
 
-    def _judge(self, candidate: _Candidate, requirement: Requirement) -> Verdict:
+    def _race(
+        self, racing: Sequence[Candidate], limits: Limits, observer: Observer, done: int
+    ) -> None:
+        ready = [c for c in racing if not limits.expired and self._try(self._warm_up, c, limits)]
+        known = {c.contender.name: c for c in ready}
+        before = {c.contender.name: int(c.contender.profile.samples_ns.sum()) for c in ready}
+
+        def progress(contenders: Sequence[Contender]) -> None:
+            for candidate in ready:
+                self._keep(candidate)
+            left = sum(_seconds_left(c, self.requirement, limits) for c in contenders)
+            calls = sum(c.profile.samples_ns.size for c in contenders)
+            idle = sum(_seconds_left(c, self.requirement, limits) == 0 for c in contenders)
+            text = f"{calls} calls timed, about {left:.0f} s left"
+            observer.step(len(self._candidates) + done - 1 + idle, text)
+
+        time_in_turns(
+            [candidate.contender for candidate in ready],
+            self.requirement,
+            len(self.prepared.latency),
+            limits,
+            np.random.default_rng(self.request.seed),
+            progress,
+            lambda contender: self._beaten(known[contender.name]),
+        )
+        for candidate in ready:
+            self._keep(candidate, last=True)
+            self._profile_operators(candidate, limits)
+            spent = int(candidate.contender.profile.samples_ns.sum())
+            candidate.spent_s += (spent - before[candidate.contender.name]) / 1e9
+
+    def _warm_up(self, candidate: Candidate, limits: Limits) -> None:
+        self._open(candidate, limits)
+        begun = time.perf_counter()
+        warm_up(candidate.contender, limits)
+        candidate.spent_s += time.perf_counter() - begun
+
+    def _keep(self, candidate: Candidate, *, last: bool = False) -> None:
+        parts, name = self._latency_parts(candidate), candidate.variant.name
+        self.records.keep_profile(parts, candidate.contender.profile, name, last=last)
+
+    def _beaten(self, candidate: Candidate) -> bool:
+        """Whether another variant meets the budgets and is faster, beyond the doubt of both.
+
+        Such a variant cannot be chosen for its latency, whatever more calls would show. Where
+        everything is compared it gets a fair share of calls before.
+        """
+        contender = candidate.contender
+        if self.request.as_is or self.request.objective != "latency" or contender.reference:
+            return False
+        fewest = COMPARED_CALLS if self.request.everything else 1
+        if contender.profile.samples_ns.size < fewest or not contender.judged:
+            return False
+        lower = self._standing(candidate).p99_lower
+        rivals = [c for c in self._candidates[1:] if c is not candidate and not c.confirmed]
+        standings = [(self._standing(c), c.variant.name) for c in rivals]
+        uppers = [(s.p99_upper, name) for s, name in standings if s.accepted and s.p99_upper]
+        upper, name = min(uppers, default=(None, ""))
+        if lower is None or upper is None or upper >= lower:
+            return False
+        candidate.beaten_by = (
+            f"its p99 is at least {lower / 1e6:.3g} ms, that of {name} at most {upper / 1e6:.3g} ms"
+        )
+        told = {"by": name, "reason": candidate.beaten_by}
+        self.records.keep(self._beaten_parts(candidate), told, f"beaten by {name}")
+        return True
+
+    def _was_beaten(self, candidate: Candidate) -> bool:
+        """Whether an earlier run gave it up for another variant, which is here again."""
+        told = self.records.recall(self._beaten_parts(candidate))
+        others = {c.variant.name: c for c in self._candidates[1:]}
+        winner = others.get(told["by"]) if told else None
+        if winner is None or winner.confirmed or not self._standing(winner).accepted:
+            return False
+        candidate.beaten_by = told["reason"]
+        return True
+
+    def _standing(self, candidate: Candidate) -> _Standing:
+        """What its samples show so far; worked out once for each profile."""
+        contender = candidate.contender
+        known = self._standings.get(contender.name)
+        if known is None or known.profile is not contender.profile:
+            racing = contender.error is None and contender.judged
+            evidence = weigh(contender.profile, self.requirement) if racing else ()
+            accepted = bool(evidence) and all(item.decision == "accept" for item in evidence)
+            samples, confidence = contender.profile.samples_ns, self.request.confidence
+            bounds = percentile_bounds(samples, 0.99, confidence)
+            known = _Standing(contender.profile, accepted, *bounds)
+            self._standings[contender.name] = known
+        return known
+
+    def _revive(self, limits: Limits, observer: Observer) -> None:
+        """Time to the end what was beaten by a variant that fresh processes did not confirm."""
+        beaten = [c for c in self._candidates[1:] if c.beaten_by is not None]
+        for candidate in beaten:
+            candidate.beaten_by = candidate.verdict = None
+        if beaten:
+            self._time(beaten, limits, observer, 0)
+
+    def _profile_operators(self, candidate: Candidate, limits: Limits) -> None:
+        """Profile single operators, in a session of their own."""
+        contender = candidate.contender
+        if contender.error is not None or candidate.kernels is not None or limits.expired:
+            return
+        try:
+            rows = operators(contender, limits)
+        except WorkerError:
+            rows = []  # its profile is for information; the verdict does not rest on it
+        self._take_kernels(candidate, rows)
+        name = candidate.variant.name
+        self.records.keep(self._kernel_parts(candidate), rows, f"operators of {name}")
+
+    def _take_kernels(self, candidate: Candidate, rows: Sequence[dict[str, Any]]) -> None:
+        """Refuse nodes that ran where they were not asked to."""
+        contender = candidate.contender
+        strangers = {p for kernel in rows for p in kernel["providers"]}
+        strangers -= {contender.job.settings.provider, ""}
+        if strangers:
+            contender.error = f"nodes ran on {', '.join(sorted(strangers))}, not where asked"
+        candidate.kernels = tuple(rows)
+
+    # Verdicts.
+
+    def _conclude(self, candidate: Candidate) -> None:
+        candidate.screened = candidate.contender.profile
+        candidate.verdict = self._judge(candidate, self.requirement)
+        candidate.speedup = self._speedup(candidate)
+
+    def _judge(self, candidate: Candidate, requirement: Requirement) -> Verdict:
         contender = candidate.contender
         if contender.error == _LATE:
             return Verdict("undecided", _LATE)
         if contender.error is not None:
             return Verdict("failed", contender.error)
-        return judge(contender.profile, candidate.accuracy, candidate.model.size_bytes, requirement)
+        size = candidate.model.size_bytes
+        verdict = judge(contender.profile, candidate.accuracy, size, requirement)
+        if verdict.status == "undecided" and candidate.beaten_by is not None:
+            status: Status = "undecided" if self.request.everything else "skipped"
+            reason = f"not timed to the end: {candidate.beaten_by}; so far {verdict.reason}"
+            return replace(verdict, status=status, reason=reason)
+        return verdict
 
-    def _confirm(self, candidate: _Candidate, limits: Limits, observer: Observer) -> None:
+    def _best(self) -> Candidate | None:
+        """The best of the kept variants that fresh processes have not had yet."""
+        eligible = self._candidates[1:] if self.request.reference_only else self._candidates
+        rows = {c.variant.name: c for c in eligible if not c.confirmed and c.shown}
+        higher = self.prepared.metric.higher_is_better
+        ranked = rank(list(map(self._row, rows.values())), self.request.objective, higher)
+        return rows[ranked[0].chain] if ranked else None
+
+    def _confirm(self, candidate: Candidate, limits: Limits, observer: Observer) -> None:
         candidate.confirmed = True
-        screened = candidate.contender
+        screened, requirement = candidate.contender, replace(self.requirement, contenders=1)
+        # Samples that confirm one promise are not those that another was chosen by.
+        promise = [[str(budget) for budget in requirement.budgets], requirement.confidence]
+        parts = {**self._latency_parts(candidate), "confirms": promise}
+        scratch = self.folder / f"fresh-{id(candidate)}"
         fresh = Contender(
-            screened.name, replace(screened.job, scratch=self.folder / f"fresh-{id(candidate)}")
+            screened.name,
+            replace(screened.job, scratch=scratch),
+            profile=self.records.recall_profile(parts),
         )
-        requirement = replace(self.requirement, contenders=1)
+        if not _confirmed(fresh, requirement, limits):
+            with self.records.alone(limits.deadline):
+                self._time_fresh(fresh, requirement, limits, observer)
+            self.records.keep_profile(parts, fresh.profile, f"fresh {screened.name}", last=True)
+        candidate.contender = replace(fresh, judged=screened.judged, reference=screened.reference)
+        verdict = self._judge(candidate, requirement)
+        lead = f"in {FRESH_PROCESSES} fresh processes, "
+        candidate.verdict = replace(verdict, reason=lead + verdict.reason)
+
+    def _time_fresh(
+        self, fresh: Contender, requirement: Requirement, limits: Limits, observer: Observer
+    ) -> None:
         try:
             for number in range(FRESH_PROCESSES):
                 observer.step(number, f"fresh process {number + 1} of {FRESH_PROCESSES}")
@@ -380,120 +666,39 @@ class Screening:
                     open_worker(self.target, fresh, limits)
             warm_up(fresh, limits)
             rng = np.random.default_rng(self.request.seed + 1)
-            time_in_turns(
-                [fresh], requirement, len(self.prepared.latency), limits, rng, lambda _: None
-            )
+            count = len(self.prepared.latency)
+            time_in_turns([fresh], requirement, count, limits, rng, lambda _: None)
         except WorkerError as error:
             fresh.error = str(error)
         finally:
             fresh.close()
-        candidate.contender = replace(fresh, judged=screened.judged, reference=screened.reference)
-        verdict = self._judge(candidate, requirement)
-        lead = f"in {FRESH_PROCESSES} fresh processes, "
-        candidate.verdict = replace(verdict, reason=lead + verdict.reason)
 
-    def _row(self, candidate: _Candidate) -> VariantReport:
-        variant, contender = candidate.variant, candidate.contender
+    def _row(self, candidate: Candidate) -> VariantReport:
         verdict = candidate.verdict or self._judge(candidate, self.requirement)
-        accuracy = AccuracyReport.of(candidate.accuracy) if candidate.accuracy else None
-        profile = contender.profile
-        latency = None
-        if profile.samples_ns.size:
-            latency = LatencyReport.of(profile, self.request.confidence)
-        return VariantReport(
-            chain=variant.name,
-            runtime=contender.job.settings.runtime,
-            config=dict(candidate.model.config),
-            status=verdict.status,
-            reason=self._reason(candidate, verdict),
-            latency=latency,
-            accuracy=accuracy,
-            size_bytes=candidate.model.size_bytes,
-            digest=candidate.model.digest,
-            speedup=candidate.speedup[0],
-            speedup_low=candidate.speedup[1],
-            speedup_high=candidate.speedup[2],
-            operators=candidate.operators,
-            notes=variant.notes,
-            build_s=variant.seconds,
-            profile_s=candidate.profile_s + float(candidate.screened.samples_ns.sum()) / 1e9,
-            steps=self._waterfall(candidate),
-            explanation=candidate.explanation,
-        )
+        samples = self.prepared.data.evaluation_samples
+        return row(candidate, verdict, self.request.confidence, samples, self._candidates)
 
-    def _waterfall(self, candidate: _Candidate) -> tuple[StepReport, ...]:
-        """The chain's passes with what was measured after each of them."""
-        known = {str(c.variant.chain): c for c in self._candidates}
-        steps: list[StepReport] = []
-        for prefix in candidate.variant.chain.prefixes():
-            at = known.get(str(prefix))
-            if at is None:  # a pass that changed nothing
-                before = steps[-1] if steps else _step("", self._candidates[0])
-                steps.append(replace(before, step=str(prefix.passes[-1]), difference=None))
-            else:
-                steps.append(_step(str(prefix.passes[-1]), at))
-        return tuple(steps)
-
-    def _reason(self, candidate: _Candidate, verdict: Verdict) -> str:
-        screened = verdict.status == "kept" and not candidate.confirmed
-        return f"by screening, {verdict.reason}" if screened else verdict.reason
-
-    def _speedup(self, candidate: _Candidate) -> tuple[float | None, float | None, float | None]:
+    def _speedup(self, candidate: Candidate) -> tuple[float | None, float | None, float | None]:
         """Pair what was timed in turns; a later confirmation has no partner."""
         source, own = self._candidates[0].contender.profile, candidate.contender.profile
         if candidate is self._candidates[0]:
             return None, None, None
         return paired_ratio(source, own, self.request.confidence)
 
-    def _operators(self, candidate: _Candidate, limits: Limits) -> None:
-        """Profile single operators, and refuse nodes that run where they were not asked to."""
-        contender = candidate.contender
-        if contender.error is not None or not contender.workers or limits.expired:
-            return
-        try:
-            rows = operators(contender, limits)
-        except WorkerError:
-            return  # its profile is for information; the verdict does not rest on it
-        asked = contender.job.settings.provider
-        strangers = {p for row in rows for p in row["providers"]} - {asked, ""}
-        if strangers:
-            contender.error = f"nodes ran on {', '.join(sorted(strangers))}, not where asked"
-        candidate.kernels = tuple(rows)
-        total = sum(row["ns"] for row in rows) or 1.0
-        candidate.operators = tuple(
-            OperatorReport(row["op"], row["nodes"], row["ns"] / 1e6, row["ns"] / total)
-            for row in rows[:SHOWN_OPERATORS]
-        )
+
+_LATE = "the time limit ended the run before it was measured"
 
 
-def _subject(candidate: _Candidate) -> Subject:
-    settings, profile = candidate.contender.job.settings, candidate.screened
-    timed = profile.samples_ns.size > 0
-    lost = candidate.verdict is not None and candidate.verdict.status == "inaccurate"
-    return Subject(
-        model=candidate.model,
-        runtime=settings.runtime,
-        threads=settings.threads,
-        operators=candidate.kernels,
-        p50_ns=profile.percentile_ns(0.5) if timed else 0.0,
-        p99_ns=profile.percentile_ns(0.99) if timed else 0.0,
-        notes=candidate.variant.notes,
-        lost=lost,
-    )
+def _confirmed(fresh: Contender, requirement: Requirement, limits: Limits) -> bool:
+    """Whether what an earlier run timed in its fresh processes is all that there is to know."""
+    processes = {block.process for block in fresh.profile.blocks}
+    return len(processes) >= FRESH_PROCESSES and settled(fresh, requirement, limits)
 
 
-def _step(name: str, candidate: _Candidate) -> StepReport:
-    profile, accuracy = candidate.screened, candidate.accuracy
-    timed = profile.samples_ns.size > 0
-    return StepReport(
-        step=name,
-        p50_ms=profile.percentile_ns(0.5) / 1e6 if timed else None,
-        p99_ms=profile.percentile_ns(0.99) / 1e6 if timed else None,
-        accuracy=accuracy.value if accuracy else None,
-        size_bytes=candidate.model.size_bytes,
-        difference=candidate.difference,
-        seconds=candidate.variant.seconds,
-    )
+def _told(subject: Subject) -> dict[str, Any]:
+    """A subject as JSON."""
+    names = ("runtime", "threads", "operators", "p50_ns", "p99_ns", "notes", "lost")
+    return {name: getattr(subject, name) for name in names} | {"model": subject.model.identity}
 
 
 def _difference(got: Outputs, want: Outputs) -> Difference:
@@ -507,9 +712,6 @@ def _names(model: Model) -> tuple[tuple[str, ...], tuple[str, ...]]:
     signature = model.signature
     inputs = tuple(spec.name for spec in signature.inputs)
     return inputs, tuple(spec.name for spec in signature.outputs)
-
-
-_LATE = "the time limit ended the run before it was measured"
 
 
 def _seconds_left(contender: Contender, requirement: Requirement, limits: Limits) -> float:

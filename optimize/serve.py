@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from optimize.models.model import Model
+from optimize.worker import SHAPES, shapes
 
 SCRIPT = "serve.py"
 
@@ -33,13 +34,16 @@ import openvino
 
 properties = {properties}
 core = openvino.Core()
-compiled = core.compile_model(
-    core.read_model(str(Path(__file__).with_name({file!r}))), {provider!r}, properties
-)
+model = core.read_model(str(Path(__file__).with_name({file!r})))
+{reshape}compiled = core.compile_model(model, {provider!r}, properties)
 inputs = {inputs}
 for output, value in compiled(inputs).items():
     print(output.get_any_name(), value.shape)
 '''
+_RESHAPE = """\
+# The shapes that were measured; without this line it takes any, and is slower.
+model.reshape({shapes})
+"""
 _INDUCTOR = '''\
 """Load the model as it was measured, and run it on zeros. Needs torch."""
 
@@ -79,7 +83,9 @@ def script(model: Model, runtime: str, provider: str, threads: int, file: str, b
             "INFERENCE_NUM_THREADS": threads,
             **dict(model.config),
         }
-        return _OPENVINO.format(properties=properties, **values)
+        fixed = properties.pop(SHAPES, None)
+        reshape = _RESHAPE.format(shapes=shapes(str(fixed))) if fixed else ""
+        return _OPENVINO.format(properties=properties, reshape=reshape, **values)
     if runtime == "inductor":
         return _INDUCTOR.format(**values)
     return _ONNXRUNTIME.format(options=_options(model), **values)
@@ -98,8 +104,9 @@ def _options(model: Model) -> str:
 
 def _inputs(model: Model, batch: int) -> str:
     entries = []
+    fixed = shapes(dict(model.config).get(SHAPES, ""))
     for spec in model.signature.inputs:
-        dims = [
+        dims = fixed.get(spec.name) or [
             dim if isinstance(dim, int) else batch if axis == 0 else 16
             for axis, dim in enumerate(spec.shape or ())
         ]

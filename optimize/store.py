@@ -28,6 +28,7 @@ from optimize.locks import lock
 LAYOUT = "v1"
 TRAINING = "training"  # beside the layout: checkpoints of training that was cut short
 DEFAULT_LIMIT = 20 * 10**9
+TURN_S = 0.1  # between two attempts to get a turn
 _KEY = re.compile("[0-9a-f]{64}")
 
 
@@ -199,6 +200,29 @@ class Store:
             if descriptor is not None:
                 with contextlib.suppress(OSError):
                     (self._locks / key).unlink()
+                os.close(descriptor)
+
+    @contextlib.contextmanager
+    def turn(self, *, shared: bool, deadline: float | None = None) -> Iterator[None]:
+        """Hold this store's turn to use the processor, so that no run disturbs another's timing.
+
+        Args:
+            shared: beside others that share it, as builds may, instead of alone, as timing must.
+            deadline: on ``time.monotonic``: from then on, go ahead without.
+        """
+        descriptor = None
+        with contextlib.suppress(OSError):  # a store that cannot be written has no turns
+            _make(self.folder / LAYOUT)
+            path = self.folder / LAYOUT / "turn"
+            while (descriptor := lock(path, shared=shared, create=True)) is None:
+                if deadline is not None and time.monotonic() >= deadline:
+                    break
+                self._say("another run on the same cache was at work; this one waited for its turn")
+                time.sleep(TURN_S)
+        try:
+            yield
+        finally:
+            if descriptor is not None:
                 os.close(descriptor)
 
     def release(self, key: str) -> None:

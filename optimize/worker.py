@@ -16,7 +16,7 @@ inside of the timed call, as in the service.
 The first line that the worker writes answers for loading; then each line read, {"do": NAME, ...},
 is answered by one line, {"ok": true, ...} or {"ok": false, "error": SENTENCE}::
 
-    outputs  count                run the first samples once, write outputs to scratch
+    outputs  first, count         run these samples once, write their outputs to scratch
     warmup   calls, seconds       call until steady; floors and a limit in calls
     time     order, lead_ns       time one call for each sample index in order
     operators calls               profile single operators, in a session of its own
@@ -118,6 +118,7 @@ _MEMORY = {
 
 
 GRAPH_LEVEL = "graph_optimization_level"
+SHAPES = "input_shapes"
 
 
 def session_options(config: dict[str, str], threads: int) -> Any:
@@ -213,6 +214,12 @@ class OnnxRuntime:
                 yield details["op_name"], node, event["dur"] * 1000, details.get("provider", "")
 
 
+def shapes(text: str) -> dict[str, list[int]]:
+    """What the key ``input_shapes`` holds: ``NAME=1x128;...`` as a shape for each input."""
+    pairs = (part.rpartition("=") for part in text.split(";") if part)
+    return {name: [int(dim) for dim in dims.split("x") if dim] for name, _, dims in pairs}
+
+
 class OpenVino:
     """A model in OpenVINO, which reads ONNX and its own format."""
 
@@ -231,7 +238,10 @@ class OpenVino:
             "PERF_COUNT": profile is not None,
             **job["config"],
         }
-        compiled = core.compile_model(core.read_model(job["model"]), job["provider"], wanted)
+        model = core.read_model(job["model"])
+        if SHAPES in wanted:
+            model.reshape(shapes(wanted.pop(SHAPES)))
+        compiled = core.compile_model(model, job["provider"], wanted)
         devices = list(compiled.get_property("EXECUTION_DEVICES"))
         if devices != [job["provider"]]:
             raise RuntimeError(f"asked for {job['provider']}, OpenVINO took {', '.join(devices)}")
@@ -365,19 +375,19 @@ class Worker:
             "peak_bytes": _peak(),
         }
 
-    def outputs(self, count: int) -> dict[str, Any]:
-        """Run the first ``count`` samples; each output goes to a raw file, in their order."""
+    def outputs(self, count: int, first: int = 0) -> dict[str, Any]:
+        """Run ``count`` samples from ``first`` on; each output goes to a raw file, in order."""
         import numpy as np
 
         entries = [
-            {"name": n, "file": f"output-{i}.bin", "dtype": None, "shapes": [], "nans": 0}
+            {"name": n, "file": f"output-{i}-{first}.bin", "dtype": None, "shapes": [], "nans": 0}
             for i, n in enumerate(self._runtime.names)
         ]
         with contextlib.ExitStack() as stack:
             sinks = [
                 stack.enter_context((self._scratch / str(e["file"])).open("wb")) for e in entries
             ]
-            for index in range(count):
+            for index in range(first, first + count):
                 feed = self._samples.feed(index)
                 values = self._runtime.run(feed if self._pre is None else self._pre(dict(feed)))
                 for value, entry, sink in zip(values, entries, sinks, strict=True):

@@ -18,6 +18,7 @@ _BUILT_IN: dict[str, str] = {
     "smooth": "optimize.passes.smooth:Smooth",
     "fp16": "optimize.passes.fp16:Fp16",
     "bf16": "optimize.passes.bf16:Bf16",
+    "shapes": "optimize.passes.shapes:Shapes",
     "int8": "optimize.passes.int8:Int8",
     "student": "optimize.passes.distill:Student",
     "distill": "optimize.passes.distill:Distill",

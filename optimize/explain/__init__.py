@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from optimize.child import Child
+from optimize.child import Child, Children
 from optimize.errors import OptimizeError
 from optimize.explain.evidence import Evidence, GraphFacts, Overhead, kernels
 from optimize.explain.facts import call_overhead, graph_facts, session_graph
@@ -45,7 +45,9 @@ class Subject:
 class Explainer:
     """Explains variants of one source; graphs are read and run in the child process."""
 
-    def __init__(self, child: Child, source: Subject, isa: Sequence[str], samples: Dataset) -> None:
+    def __init__(
+        self, child: Child | Children, source: Subject, isa: Sequence[str], samples: Dataset
+    ) -> None:
         """Look at the source once.
 
         Args:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from running import Running
 
 
 @dataclass(frozen=True)
@@ -73,3 +74,18 @@ def digits_weights(digits_net: Any, tmp_path_factory: pytest.TempPathFactory) ->
     path = tmp_path_factory.mktemp("weights") / "weights.pt"
     torch.save(digits_net.state_dict(), path)
     return path
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Any]:
+    running: list[Running] = []
+
+    def begin(*words: Any) -> Running:
+        (tmp_path / "tmp").mkdir(exist_ok=True)
+        running.append(Running(list(words), tmp_path / "tmp"))
+        return running[-1]
+
+    yield begin
+    for one in running:
+        if one.process.poll() is None:
+            one.process.kill()

@@ -65,8 +65,8 @@ def test_the_version_is_the_packages(optimize: Run) -> None:
 def test_passes_are_listed_with_options_defaults_and_needs(optimize: Run) -> None:
     lines = optimize("passes").stdout.splitlines()
     heads = [line.partition(":")[0] for line in lines if not line.startswith(" ")]
-    assert heads[:11] == (
-        "fold fuse session equalize smooth fp16 bf16 int8 student distill prune".split()
+    assert heads[:12] == (
+        "fold fuse session equalize smooth fp16 bf16 shapes int8 student distill prune".split()
     )
     for text in (
         "    calibration=minmax  (minmax|entropy|percentile|mse)",

@@ -177,7 +177,7 @@ def test_the_source_has_no_prefixes_and_a_chain_ends_with_itself() -> None:
     assert list(chain.prefixes())[-1] == chain
 
 
-KNOWN = "known: fold, fuse, session, equalize, smooth, fp16, bf16, int8, student, distill, prune"
+KNOWN = "known: fold, fuse, session, equalize, smooth, fp16, bf16, shapes, int8, student, distill, prune"
 
 
 @pytest.mark.parametrize(

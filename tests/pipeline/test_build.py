@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier, Lock
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -152,3 +154,43 @@ def test_the_source_file_is_not_touched(build: Build, source: Model) -> None:
     build(Counting(), "fold,fuse,fp16", "fold,int8", "fold,int8{mode=static}")
     assert Model.read(source.path) == source
     assert list(source.path.parent.iterdir()) == [source.path]
+
+
+class Together(Counting):
+    """Runs passes one at a time, but shows that two were wanted at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._barrier = Barrier(2, timeout=60)
+        self._one = Lock()
+
+    def __call__(self, step: Pass, model: Model, context: Context) -> PassResult:
+        if step.name == "int8":
+            self._barrier.wait()  # breaks unless two chains are built side by side
+        with self._one:
+            return super().__call__(step, model, context)
+
+
+def test_chains_are_built_side_by_side_and_what_they_share_once(
+    source: Model, rows: Dataset, tmp_path: Path
+) -> None:
+    execute = Together()
+    context = Context(tmp_path, rows.take(range(4)), rows, isa=frozenset({"avx512_vnni"}))
+    builder = Builder(Sources(source), context, execute)
+    texts = ["fold,int8{mode=dynamic}", "fold,int8{mode=static}"]
+    with ThreadPoolExecutor(2) as pool:
+        built = list(pool.map(builder.build, map(Chain.parse, texts)))
+    assert [str(variant.chain) for variant in built] == texts
+    assert all(variant.model is not None for variant in built)
+    assert execute.ran == {"fold": 1, "int8{mode=dynamic}": 1, "int8{mode=static}": 1}
+
+
+def test_a_broken_pass_breaks_every_chain_that_waits_for_it(
+    source: Model, rows: Dataset, tmp_path: Path
+) -> None:
+    execute = Counting({"fold": RuntimeError("no such pass")})
+    builder = Builder(Sources(source), Context(tmp_path, rows, rows), execute)
+    for text in ("fold", "fold,fuse"):
+        with pytest.raises(RuntimeError, match="no such pass"):
+            builder.build(Chain.parse(text))
+    assert execute.ran == {"fold": 1}

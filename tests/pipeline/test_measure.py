@@ -94,7 +94,7 @@ class Fake:
             **self.surroundings(number),
         }
 
-    def _outputs(self, count: int) -> dict[str, Any]:
+    def _outputs(self, count: int, first: int = 0) -> dict[str, Any]:
         values = np.arange(2 * count, dtype=np.float32)
         (self.folder / "output-0.bin").write_bytes(values.tobytes())
         entry = {"name": "y", "file": "output-0.bin", "dtype": "float32", "nans": self.nans}

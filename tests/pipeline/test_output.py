@@ -184,6 +184,8 @@ def test_an_interrupted_write_leaves_the_earlier_result(
     here.mkdir()
     write_text(here / "out", "first", model)
     before = contents(here)
+    if name == "rename":  # a file system that cannot exchange two folders
+        monkeypatch.setattr("optimize.output._exchanged", lambda *_: False)
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, fail_at(call, getattr(owner, name)))
         with pytest.raises(OptimizeError, match="cannot be written: No space left on device"):
@@ -204,8 +206,10 @@ def test_an_interrupted_first_write_leaves_nothing(
 DYING = """
 import os, sys
 from pathlib import Path
+from optimize import output
 from optimize.output import write
 
+output._exchanged = lambda *_: False
 call, out = int(sys.argv[1]), Path(sys.argv[2])
 calls, rename = iter(range(1, 100)), Path.rename
 
@@ -230,5 +234,39 @@ def test_a_kill_between_two_moves_loses_no_result(call: int, tmp_path: Path) -> 
     texts = {json.loads((folder / "report.json").read_text())["text"] for folder in whole}
     assert "first" in texts  # still there, if not in its place
     check_writable(here / "out")
+    assert json.loads((here / "out" / "report.json").read_text()) == {"text": "first"}
     write_text(here / "out", "third")
     assert json.loads((here / "out" / "report.json").read_text()) == {"text": "third"}
+    assert [path.name for path in here.iterdir()] == ["out"]
+
+
+EXCHANGING = """
+import os, sys
+from pathlib import Path
+from optimize import output
+
+when, out = sys.argv[1], Path(sys.argv[2])
+exchange = output._exchanged
+
+def dying(*paths):
+    if when == "after":
+        assert exchange(*paths)
+    os._exit(9)
+
+output._exchanged = dying
+output.write(out, '{"text": "second"}', {}, None, {})
+"""
+
+
+@pytest.mark.parametrize(("when", "text"), [("before", "first"), ("after", "second")])
+def test_a_kill_around_the_exchange_leaves_one_whole_result(
+    when: str, text: str, tmp_path: Path
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    write_text(here / "out", "first")
+    done = subprocess.run([sys.executable, "-c", EXCHANGING, when, str(here / "out")])
+    assert done.returncode == 9
+    assert json.loads((here / "out" / "report.json").read_text()) == {"text": text}
+    write_text(here / "out", "third")
+    assert [path.name for path in here.iterdir()] == ["out"]

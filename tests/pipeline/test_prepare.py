@@ -11,6 +11,7 @@ import pytest
 
 from optimize.budgets.budget import Budget, Floor
 from optimize.errors import InputError
+from optimize.models.export import load_and_export
 from optimize.models.model import TensorSpec
 from optimize.models.source import detect
 from optimize.prepare import Prepared, prepare
@@ -20,13 +21,6 @@ if TYPE_CHECKING:
     from conftest import Digits, GraphMaker
 
 BUDGETS = (Budget.parse("p99=1s"),)
-
-
-class Here:
-    """Calls in this process what the pipeline calls in a child."""
-
-    def call(self, function: Callable[..., Any], *args: Any) -> Any:
-        return function(*args)
 
 
 Prepare = Callable[..., Prepared]
@@ -39,8 +33,7 @@ def prepared(digits_onnx: Path, digits_npz: Path, tmp_path: Path) -> Prepare:
     def run(**changes: Any) -> Prepared:
         given = {"model": digits_onnx, "data": str(digits_npz), "budgets": BUDGETS} | changes
         request = Request(**given)
-        child: Any = Here()
-        return prepare(request, detect(request.model), tmp_path, child)
+        return prepare(request, detect(request.model), tmp_path, load_and_export)
 
     return run
 
@@ -129,11 +122,10 @@ def test_the_fixed_batch_of_a_model_is_taken(graph: GraphMaker, tmp_path: Path) 
     shape = ("float32", (4, 3))
     model = graph([helper.make_node("Relu", ["x"], ["y"])], {"x": shape}, {"y": shape})
     np.savez(tmp_path / "d.npz", x=np.zeros((50, 3), np.float32))
-    child: Any = Here()
 
     def run(batch: int | None) -> Prepared:
         request = Request(model.path, BUDGETS, data=str(tmp_path / "d.npz"), batch=batch)
-        return prepare(request, detect(model.path), tmp_path, child)
+        return prepare(request, detect(model.path), tmp_path, load_and_export)
 
     assert run(None).batch == 4
     assert run(None).evaluation.inputs["x"][0].shape == (4, 3)

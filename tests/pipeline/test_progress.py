@@ -10,9 +10,9 @@ def test_what_the_child_says_is_heard_and_the_answer_follows() -> None:
     heard: list[str] = []
     child.listen = heard.append
     try:
-        assert child.call(say, "half way") is None
-        assert heard == ["half way"]
+        assert child.call(say, "prune", "half way") is None
+        assert heard == ["prune: half way"]
         assert child.call(str.upper, "done") == "DONE"
-        assert heard == ["half way"]
+        assert heard == ["prune: half way"]
     finally:
         child.close()

@@ -110,12 +110,15 @@ def test_whatever_a_result_depends_on_makes_another(
     assert counted.runs == 3
 
 
-def test_refusals_are_not_kept(run: Run, graph: GraphMaker, counted: Counted) -> None:
+def test_refusals_are_kept_with_their_reason(run: Run, graph: GraphMaker, counted: Counted) -> None:
     model = graph.linear()
+    reasons = []
     for _ in range(2):
-        with pytest.raises(NotApplicable):
+        with pytest.raises(NotApplicable) as refusal:
             run("int8{mode=static,ops=conv}", model)
-    assert counted.runs == 2
+        reasons.append(str(refusal.value))
+    assert counted.runs == 1
+    assert reasons[0] == reasons[1] != ""
 
 
 def test_a_damaged_entry_is_made_again(

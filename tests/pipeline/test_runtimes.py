@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from onnx import helper
 
 from optimize.build import Builder, Sources, Variant
 from optimize.errors import InputError, NotApplicable, WorkerError
@@ -26,7 +29,9 @@ from optimize.passes.bf16 import Bf16
 from optimize.passes.chain import Chain
 from optimize.passes.int8 import Int8
 from optimize.passes.lower import Compile, Export
+from optimize.passes.shapes import Shapes
 from optimize.request import parse_runtimes
+from optimize.serve import script
 from optimize.targets.base import Job, Settings
 from optimize.targets.inputs import read_outputs, write_inputs
 from optimize.targets.local import LocalTarget
@@ -316,6 +321,42 @@ def test_bf16_says_where_it_does_not_apply(sources: Sources, data: Dataset, tmp_
         Bf16()(sources.graph, context)
     with pytest.raises(NotApplicable, match="this CPU has no bfloat16 instructions"):
         Bf16()(sources.graph, replace(context, runtime="openvino", isa=frozenset({"avx2"})))
+
+
+def test_fixed_shapes_give_the_same_outputs_and_take_no_other_shape(
+    builder: Builder, serve: Callable[..., Any], digits_logits: Any, tmp_path: Path
+) -> None:
+    openvino = pytest.importorskip("openvino")
+    variant = builder.build(Chain.parse("shapes@openvino"))
+    got, _, _ = serve(variant)
+    want = digits_logits[:COUNT]
+    assert np.abs(got - want).max() < 1e-4 * np.abs(want).max()
+    (spec,) = variant.model.signature.inputs
+    assert variant.model.config == (("input_shapes", f"{spec.name}=1x1x8x8"),)
+    # The script beside the model loads it so too, and runs.
+    text = script(variant.model, "openvino", "CPU", 1, "model.onnx", 4)
+    shutil.copy(variant.model.path, tmp_path / "model.onnx")
+    (tmp_path / "serve.py").write_text(text)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "serve.py")], capture_output=True, text=True, check=True
+    )
+    assert "(1,10)" in done.stdout.replace(" ", "").replace("[", "(").replace("]", ")")
+    model = openvino.Core().read_model(str(variant.model.path))
+    assert model.inputs[0].partial_shape.is_dynamic  # the file itself takes any
+
+
+def test_shapes_that_differ_or_are_fixed_are_left_alone(
+    sources: Sources, data: Dataset, graph: GraphMaker, tmp_path: Path
+) -> None:
+    context = Context(tmp_path, data, runtime="openvino", isa=ISA)
+    (name,) = data.inputs
+    longer = replace(data, inputs={name: [*data.inputs[name], np.zeros((2, 1, 8, 8), np.float32)]})
+    with pytest.raises(NotApplicable, match="comes in 2 shapes"):
+        Shapes()(sources.graph, replace(context, samples=longer))
+    fixed = graph([helper.make_node("Relu", ["x"], ["y"])], {"x": ("float32", (4, 3))},
+                  {"y": ("float32", (4, 3))})  # fmt: skip
+    with pytest.raises(NotApplicable, match="fixed already"):
+        Shapes()(fixed, context)
 
 
 def test_another_runtime_is_not_given_onnxruntimes_session(builder: Builder) -> None:
