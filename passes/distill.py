@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
-import time
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from optimize.errors import InputError, NotApplicable
 from optimize.models.model import Model
 from optimize.models.runtimes import Format
 from optimize.passes.base import Context, Pass, PassResult
+
+if TYPE_CHECKING:
+    from optimize.passes.training.batches import Batches
 
 
 @dataclass(frozen=True)
@@ -61,41 +63,46 @@ class Distill(Pass):
         from optimize.models.export import load_program, save_program
         from optimize.passes.training.batches import Batches
         from optimize.passes.training.checkpoint import checkpoint_folder
-        from optimize.passes.training.distill import distill
-        from optimize.passes.training.hooks import HookContext, load_hook, run_hook
-        from optimize.passes.training.options import DistillOptions
 
         if context.teacher is None or context.lessons is None:
             raise NotApplicable("there is no torch module to learn from")
         student, teacher = load_program(model.path), load_program(context.teacher.path)
         batches = Batches(context.lessons, self.batch, seed=context.seed)
-        folder = checkpoint_folder(context, str(self), model.digest, context.teacher.digest)
+        parts = str(self), model.digest, context.teacher.digest
+        with checkpoint_folder(context, *parts) as folder:
+            trained, notes = self._trained(student.module, teacher.module, batches, context, folder)
+        result: Any = student.with_module(trained)
+        return PassResult(save_program(result, context.folder, model.signature), True, notes)
+
+    def _trained(
+        self, student: Any, teacher: Any, batches: Batches, context: Context, folder: Path
+    ) -> tuple[Any, tuple[str, ...]]:
+        """By the hook or the built-in training."""
+        from optimize.passes.training.distill import distill
+        from optimize.passes.training.hooks import HookContext, load_hook, run_hook
+        from optimize.passes.training.options import DistillOptions
+
         if self.hook != "none":
             hook = load_hook(self.hook, "distill: hook")
             own = HookContext(folder, context.seed, context.deadline, context.progress)
-            trained, notes = run_hook(hook, student.module, teacher.module, batches, own)
-        else:
-            options = DistillOptions(
-                epochs=self.epochs,
-                temperature=self.temperature,
-                alpha=self.alpha,
-                features=self.features,
-                lr=self.lr,
-                seed=context.seed,
-            )
-            trained, notes = distill(
-                student.module,
-                teacher.module,
-                batches,
-                options,
-                progress=lambda now: context.progress(str(now)),
-                checkpoint_folder=folder,
-                deadline=context.deadline,
-            )
-        if context.deadline is None or time.monotonic() < context.deadline:
-            shutil.rmtree(folder, ignore_errors=True)  # finished: nothing to go on with
-        result: Any = student.with_module(trained)
-        return PassResult(save_program(result, context.folder, model.signature), True, notes)
+            return run_hook(hook, student, teacher, batches, own)
+        options = DistillOptions(
+            epochs=self.epochs,
+            temperature=self.temperature,
+            alpha=self.alpha,
+            features=self.features,
+            lr=self.lr,
+            seed=context.seed,
+        )
+        return distill(
+            student,
+            teacher,
+            batches,
+            options,
+            progress=lambda now: context.progress(str(now)),
+            checkpoint_folder=folder,
+            deadline=context.deadline,
+        )
 
 
 @dataclass(frozen=True)

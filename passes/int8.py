@@ -160,15 +160,17 @@ class Int8(Pass):
         options = DistillOptions(
             steps=self.recovery, lr=5e-4, evaluations=4, patience=0, seed=context.seed
         )
-        trained, notes = recover_quantized(
-            student.module,
-            teacher.module,
-            Batches(context.lessons, seed=context.seed),
-            options,
-            lambda now: context.progress(str(now)),
-            checkpoint_folder(context, str(self), model.digest, context.teacher.digest),
-            context.deadline,
-        )
+        parts = str(self), model.digest, context.teacher.digest
+        with checkpoint_folder(context, *parts) as checkpoints:
+            trained, notes = recover_quantized(
+                student.module,
+                teacher.module,
+                Batches(context.lessons, seed=context.seed),
+                options,
+                lambda now: context.progress(str(now)),
+                checkpoints,
+                context.deadline,
+            )
         folder = context.folder / "recovered"
         folder.mkdir()
         with silent():

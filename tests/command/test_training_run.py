@@ -66,7 +66,7 @@ def test_a_bad_hook_costs_its_own_variant(
     assert done.returncode == 0, done.stderr
     found = rows(done.stdout)
     for name, reason in (
-        ("raises", "the distillation hook raised RuntimeError: out of luck"),
+        ("raises", "raised RuntimeError: out of luck"),
         ("no_arguments", "takes 0 positional arguments but 4 were given"),
         ("nothing", "returned a NoneType, not a torch.nn.Module"),
         ("nan", "is NaN or infinite"),
