@@ -46,7 +46,7 @@ def words(data: Path) -> list[Any]:
     return [
         *(FASHION / "resnet.safetensors", "--arch", ARCH, "--data", data / "val.npz"),
         *("--calibration", data / "cal.npz", "--budget", "p99=10s", "--floor", "drop=0.9"),
-        *("--threads", 1, "--max-samples", 100),
+        *("--threads", 1, "--max-samples", 1000),
     ]
 
 
@@ -80,7 +80,7 @@ def test_masks_are_explained(optimize: Command, words: list[Any], tmp_path: Path
     chains = ("prune{ratio=0.7,kind=mask}", "prune{ratio=0.25,kind=2:4}")
     options = [word for chain in chains for word in ("--chain", chain)]
     done = optimize(*words, *options, "--json", "--no-cache", "--out", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode in (0, 3), done.stderr  # 3: too disturbed to decide
     found = rows(done.stdout)
     for chain, share in zip(chains, ("70%", "50%"), strict=True):
         row = found[chain]
@@ -135,7 +135,7 @@ def test_bad_input_is_one_sentence(
 
 def test_budgets_decide_how_much_goes(optimize: Command, words: list[Any], tmp_path: Path) -> None:
     """On budgets whose outcome no machine's speed can change."""
-    chains = ("prune{to=p99,on=module}", "prune{to=p99}", "prune{to=p50}")
+    chains = ("prune{on=module,to=p99}", "prune{to=p99}", "prune{to=p50}")
     options = [word for chain in chains for word in ("--chain", chain)]
     done = optimize(*words, *options, "--json", "--no-cache", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
