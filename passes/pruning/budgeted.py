@@ -140,7 +140,18 @@ def _trainer(step: Prune, teacher: Any, batches: Any, context: Context) -> Calla
     if not step.recovery:
         return lambda module: module
     options = DistillOptions(steps=step.recovery, evaluations=4, patience=0, seed=context.seed)
-    return lambda module: distill(module, teacher, batches, options, deadline=context.deadline)[0]
+
+    def train(module: Any) -> Any:
+        return distill(
+            module,
+            teacher,
+            batches,
+            options,
+            lambda now: context.progress(str(now)),
+            deadline=context.deadline,
+        )[0]
+
+    return train
 
 
 def _searched(step: Prune, start: C, reference: Model, context: Context) -> Found[C]:
