@@ -19,7 +19,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[hf,report,nncf,neural-compressor,pruning,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[hf,report,nncf,neural-compressor,pruning,docs,dev]'
 	@touch $@ $(VENV)/.demo
 
 .PHONY: demo
@@ -42,6 +42,10 @@ check: $(VENV)/.dev ## Lint, types, layers
 test: $(VENV)/.dev ## Install and run the tests
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -q
 
+.PHONY: docs
+docs: $(VENV)/.dev ## Build the site into build/docs; a broken link is an error
+	$(BIN)/sphinx-build -n -W --keep-going -q docs build/docs
+
 .PHONY: wheel
 wheel: $(VENV)/.dev ## Build the wheel through the sdist, and check what it holds
 	rm -rf dist
@@ -55,6 +59,8 @@ bench: $(VENV)/.dev ## Run the benchmarks (minutes; keep the machine quiet)
 	$(BIN)/python -m benchmarks.decide
 	$(BIN)/python -m benchmarks.noise
 	$(BIN)/python -m benchmarks.aa
+	$(BIN)/python -m benchmarks.gate_simulation --runs 100
+	$(BIN)/python -m benchmarks.gate
 
 .PHONY: clean
 clean: ## Remove what was built

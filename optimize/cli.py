@@ -15,6 +15,7 @@ from typer.exceptions import TyperException
 
 from optimize import __version__
 from optimize.cache_command import cache_app
+from optimize.check_command import check_command, init_command
 from optimize.errors import InputError, OptimizeError, first_cause
 
 if TYPE_CHECKING:
@@ -149,6 +150,8 @@ class _DefaultCommand(TyperGroup):
 
 app = typer.Typer(cls=_DefaultCommand, add_completion=False, rich_markup_mode=None)
 app.add_typer(cache_app, name="cache")
+app.command("check")(check_command)
+app.command("init")(init_command)
 
 
 def _version(wanted: bool) -> None:
@@ -170,7 +173,8 @@ def _root(
     epilog=(
         "Exit codes: 0 a variant was kept, 1 none meets the budget and floor, 2 unusable input, "
         "3 none kept but some undecided, 70 internal error, 130 interrupted. "
-        "Other commands: compare, profile, verify, report, doctor, passes, cache; each has --help. "
+        "Other commands: compare, profile, verify, report, doctor, passes, cache, check, init; "
+        "each has --help. "
         "A file of such a name is reached as ./NAME."
     ),
 )

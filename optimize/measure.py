@@ -227,10 +227,14 @@ def time_block(
     rng: np.random.Generator,
     canaries: list[int],
 ) -> None:
-    """Time one block of a contender's calls; a failure of its worker is kept as its error."""
+    """Time one block of a contender, a tenth of a second at most, on samples drawn by ``rng``.
+
+    A worker that fails ends its contender, which keeps the reason. ``canaries`` gathers what fixed
+    work took in all blocks.
+    """
     if contender.error is not None:
         return
-    calls = int(min(max(1, BLOCK_NS / max(contender.call_ns, 1)), BLOCK_MOST))
+    calls = block_calls(contender.call_ns)
     blocks = contender.profile.blocks
     number = len(blocks) % len(contender.workers)
     lead = SPIN_NS if contender.job.settings.threads > 1 else 0
@@ -252,6 +256,11 @@ def time_block(
     )
     contender.profile = replace(contender.profile, blocks=(*blocks, block))
     _note_memory(contender, reply)
+
+
+def block_calls(call_ns: float) -> int:
+    """How many calls make a block."""
+    return int(min(max(1, BLOCK_NS / max(call_ns, 1)), BLOCK_MOST))
 
 
 def _decoded(text: str) -> NDArray[np.int64]:

@@ -33,12 +33,12 @@ def markdown(view: View, picture: str | None = None) -> str:
 def _lines(view: View, picture: str | None) -> Iterator[str]:
     report, head = view.report, headline(view)
     name = f": {_code(view.chosen.chain)}" if view.chosen else ""
-    yield f"### {SIGNS[head.state]} {head.title}{name} – {_text(report.source.name)}"
+    yield f"### {SIGNS[head.state]} {head.title}{name} – {escaped(report.source.name)}"
     yield ""
-    yield _text(head.sentence)
+    yield escaped(head.sentence)
     if report.nearest_miss:
         yield ""
-        yield f"**Nearest miss.** {_text(report.nearest_miss)}."
+        yield f"**Nearest miss.** {escaped(report.nearest_miss)}."
     yield ""
     focus = view.focus
     if focus and not view.chosen:
@@ -57,9 +57,10 @@ def _lines(view: View, picture: str | None) -> Iterator[str]:
 
 
 def _fact(fact: Fact) -> str:
-    details = f"; {_text('; '.join(fact.details))}" if fact.details else ""
+    details = f"; {escaped('; '.join(fact.details))}" if fact.details else ""
     sign = f" {SIGNS[fact.state]}" if SIGNS[fact.state] else ""
-    return f"- **{_text(fact.label)}** {_text(fact.value)}{sign} – {_text(fact.margin)}{details}"
+    head = f"- **{escaped(fact.label)}** {escaped(fact.value)}{sign}"
+    return f"{head} – {escaped(fact.margin)}{details}"
 
 
 def _drawing(view: View) -> Iterator[str]:
@@ -78,7 +79,7 @@ def _drawing(view: View) -> Iterator[str]:
 
 
 def _table(view: View) -> Iterator[str]:
-    metric = _text(view.metric)
+    metric = escaped(view.metric)
     yield f"| variant | status | p50 | p95 | p99 | bounds | speed | {metric} | change | size |"
     yield "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|"
     shown = _most_telling(view)
@@ -92,7 +93,7 @@ def _table(view: View) -> Iterator[str]:
         yield ""
         yield "<details><summary>Reasons</summary>"
         yield ""
-        yield from (f"- {_code(v.chain)}: {_text(_cut(v.reason))}" for v in reasons)
+        yield from (f"- {_code(v.chain)}: {escaped(_cut(v.reason))}" for v in reasons)
         yield ""
         yield "</details>"
 
@@ -127,10 +128,10 @@ def _small_print(view: View) -> Iterator[str]:
     report = view.report
     data = report.data
     yield (
-        f"<sub>{_text(device_words(report.device))}; "
+        f"<sub>{escaped(device_words(report.device))}; "
         f"{report.settings.threads} thread{'' if report.settings.threads == 1 else 's'}; "
-        f"{data.evaluation_samples} samples of {_text(data.origin or 'made-up inputs')}; "
-        f"{_text(', '.join(f'{n} {v}' for n, v in report.versions.items()))}</sub>"
+        f"{data.evaluation_samples} samples of {escaped(data.origin or 'made-up inputs')}; "
+        f"{escaped(', '.join(f'{n} {v}' for n, v in report.versions.items()))}</sub>"
     )
     if report.command:
         yield ""
@@ -143,7 +144,7 @@ def _cut(text: str) -> str:
     return text if len(text) <= LONGEST_REASON else text[: LONGEST_REASON - 1] + "…"
 
 
-def _text(text: str) -> str:
+def escaped(text: str) -> str:
     """Text that Markdown shows as it is; neither HTML nor mentions come to life."""
     return _SPECIAL.sub(r"\\\1", " ".join(text.split())).replace("\\@", "&#64;")
 
