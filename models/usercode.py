@@ -43,6 +43,11 @@ def load_function(reference: str, purpose: str) -> Callable[..., Any]:
     return found
 
 
+def check_function(reference: str, purpose: str) -> None:
+    """Raise what :func:`load_function` would, and return nothing that must be pickled."""
+    load_function(reference, purpose)
+
+
 def call(function: Callable[..., Any], what: str, *args: Any) -> Any:
     """Call a user's function and translate whatever it raises.
 

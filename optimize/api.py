@@ -31,8 +31,12 @@ def optimize(
     floor: str | Floor | None = None,
     data: str | os.PathLike[str] | None = None,
     calibration: str | os.PathLike[str] | None = None,
+    train: str | os.PathLike[str] | None = None,
     metric: str | None = None,
     chains: Sequence[str | Chain] = (),
+    prune: float | str | None = None,
+    distill: str | None = None,
+    student: str | None = None,
     runtime: str = DEFAULT_RUNTIME,
     objective: Objective = "latency",
     threads: int | None = None,
@@ -75,6 +79,7 @@ def optimize(
         floor=Floor.parse(floor) if isinstance(floor, str) else floor,
         data=None if data is None else os.fspath(data),
         calibration=None if calibration is None else os.fspath(calibration),
+        train=None if train is None else os.fspath(train),
         metric=metric,
         chains=parse_chains([str(chain) for chain in chains]),
         runtimes=parse_runtimes(runtime),
@@ -97,6 +102,9 @@ def optimize(
         max_samples=max_samples,
         pre=pre,
         post=post,
+        prune=None if prune is None else str(prune),
+        distill=distill,
+        student=student,
     )
     result = run(request, observer)
     if result.error is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -43,11 +44,13 @@ def size_command(cache: Folder = None) -> None:
 
 @cache_app.command("clear")
 def clear_command(cache: Folder = None) -> None:
-    """Remove every entry that no run is using."""
+    """Remove every entry that no run is using, and what unfinished training has left."""
     from optimize.budgets.budget import format_bytes
+    from optimize.store import TRAINING
 
     with _open(cache) as store:
         cleared = store.clear()
+        shutil.rmtree(store.folder / TRAINING, ignore_errors=True)
     kept = f"; {cleared.in_use} in use by a run left" if cleared.in_use else ""
     typer.echo(f"removed {_entries(cleared.entries)}, {format_bytes(cleared.size_bytes)}{kept}")
 

@@ -40,11 +40,25 @@ class ChildFailed(OptimizeError):
     """A function raised what it should not have; the child's traceback is attached as a note."""
 
 
+_ANSWERS = 100  # the descriptor that the child answers on, far above those that libraries open
+_SAID = "said"
+
+
+def say(what: str, text: str) -> None:
+    """Tell the parent, from inside of a call in the child, how far ``what`` is."""
+    os.write(_ANSWERS, pickle.dumps((_SAID, f"{what}: {text}", "")))
+
+
 class Child:
-    """Calls functions in a child process, which is started when first needed."""
+    """Calls functions in a child process, which is started when first needed.
+
+    Attributes:
+        listen: is told what the child says by :func:`say`.
+    """
 
     def __init__(self) -> None:
         """Start nothing yet."""
+        self.listen: Callable[[str], None] = lambda _: None
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
         self._starter = 0
@@ -64,6 +78,9 @@ class Child:
             pickle.dump((function, args, kwargs), process.stdin)
             process.stdin.flush()
             kind, value, trace = pickle.load(process.stdout)
+            while kind == _SAID:
+                self.listen(value)
+                kind, value, trace = pickle.load(process.stdout)
         except (EOFError, OSError, pickle.UnpicklingError) as error:
             raise ChildDied(self._death()) from error
         except BaseException:
@@ -159,6 +176,11 @@ class Children:
         finally:
             self._free.put(child)
 
+    def listen(self, told: Callable[[str], None]) -> None:
+        """Have ``told`` called with what any of them says, in the thread that waits for it."""
+        for child in self._all:
+            child.listen = told
+
     @contextlib.contextmanager
     def threads(self, most: int) -> Iterator[ThreadPoolExecutor]:
         """Threads that keep up to ``most`` children busy.
@@ -193,7 +215,7 @@ def _serve() -> None:
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     requests = os.fdopen(os.dup(0), "rb")
-    answers = os.fdopen(os.dup(1), "wb")
+    answers = os.fdopen(os.dup2(1, _ANSWERS, inheritable=False), "wb")
     os.dup2(2, 1)  # whatever prints, also from C++, prints to the log
     while True:
         try:

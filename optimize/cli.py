@@ -99,6 +99,22 @@ Calibration = Annotated[
     str | None,
     typer.Option("--calibration", help="Samples to calibrate on.  [default: a fifth of --data]"),
 ]
+Train = Annotated[
+    str | None,
+    typer.Option("--train", help="Samples to train on.  [default: those to calibrate on]"),
+]
+DistillHook = Annotated[
+    str | None,
+    typer.Option("--distill", help="file.py:function, a training of your own, as a variant."),
+]
+StudentArch = Annotated[
+    str | None,
+    typer.Option("--student", help="file.py:factory, a smaller network to train from MODEL."),
+]
+PruneTo = Annotated[
+    str | None,
+    typer.Option("--prune", metavar="SHARE|p99", help="Remove that share, or what p99 asks for."),
+]
 RuntimeNames = Annotated[
     str,
     typer.Option("--runtime", help="onnxruntime, openvino, inductor, several with commas, or all."),
@@ -176,11 +192,15 @@ def run_command(
     floor: FloorText = None,
     data: Data = None,
     calibration: Calibration = None,
+    train: Train = None,
     metric: MetricName = None,
     chain: Annotated[
         list[str] | None,
         typer.Option(metavar="PASS,...", help="Only these, e.g. 'fold,fuse,int8{mode=dynamic}'."),
     ] = None,
+    prune: PruneTo = None,
+    distill: DistillHook = None,
+    student: StudentArch = None,
     runtime: RuntimeNames = "onnxruntime",
     objective: ObjectiveName = "latency",
     threads: Threads = None,
@@ -217,7 +237,11 @@ def compare_command(
     floor: FloorText = None,
     data: Data = None,
     calibration: Calibration = None,
+    train: Train = None,
     metric: MetricName = None,
+    prune: PruneTo = None,
+    distill: DistillHook = None,
+    student: StudentArch = None,
     runtime: RuntimeNames = "onnxruntime",
     objective: ObjectiveName = "latency",
     threads: Threads = None,

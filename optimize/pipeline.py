@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from optimize import mixed, output
 from optimize.bound import Bounder, changes_architecture
 from optimize.build import Builder, Execute, Sources, Variant
-from optimize.child import ChildDied, Children
+from optimize.child import ChildDied, Children, say
 from optimize.choose import nearest_miss
 from optimize.errors import InputError, PassFailed, first_cause
 from optimize.feasibility import judge_feasibility
@@ -27,10 +27,10 @@ from optimize.models.export import Exported, load_and_export
 from optimize.models.model import FILE_NAME, Model
 from optimize.models.runtimes import DEFAULT_RUNTIME, find_runtime
 from optimize.models.source import Source, detect
-from optimize.models.usercode import is_reference
+from optimize.models.usercode import check_function, is_reference
 from optimize.passes.base import Context, Pass, PassResult
 from optimize.passes.chain import Chain
-from optimize.plan import built_in
+from optimize.plan import built_in, trained
 from optimize.prepare import Prepared, load_rival, prepare
 from optimize.records import Records
 from optimize.remember import Remembered, RememberedExport
@@ -55,9 +55,10 @@ from optimize.request import Request, spec_text
 from optimize.scratch import scratch_folder
 from optimize.screen import Screening
 from optimize.serve import SCRIPT, script
-from optimize.store import Store
+from optimize.store import TRAINING, Store
 from optimize.targets.base import Device, Settings, Target
 from optimize.targets.local import LocalTarget
+from optimize.trial import Trial
 from optimize.worker import granted_cpus
 
 CHECK_SAMPLES = 4
@@ -187,6 +188,9 @@ def _stages(state: _Run, folder: Path, observer: Observer) -> None:
     observer.stage("load and export", 0)
     request = state.request
     state.source = detect(request.model)
+    for reference, option in ((request.distill, "--distill"), (request.student, "--student")):
+        if reference:
+            state.children.call(check_function, reference, option)
     state.prepared = prepare(state.request, state.source, folder, _exporter(state))
     state.notes += state.prepared.notes
     exported = state.prepared.exported
@@ -258,6 +262,9 @@ def _build(state: _Run, folder: Path, observer: Observer) -> list[Variant]:
         teacher=prepared.exported.program,
         deadline=state.limits(BUILD_SHARE).deadline,
         threads=state.settings.threads,
+        training=prepared.training,
+        checkpoints=state.request.cache and state.request.cache / TRAINING,
+        bench=_bench(state, prepared, chains),
     )
     sources = Sources(prepared.exported.model, prepared.exported.program)
     builder = Builder(sources, context, _executor(state))
@@ -265,17 +272,41 @@ def _build(state: _Run, folder: Path, observer: Observer) -> list[Variant]:
     state.order = [str(chain) for chain in chains]
     observer.stage("build", len(chains))
     built = []
-    for number, variant in enumerate(_each(state, builder, chains)):
-        observer.step(number + 1, str(variant.chain))
+    seen: list[str] = []
+    state.children.listen(lambda text: observer.step(len(seen), text))
+    for variant in _each(state, builder, chains):
+        seen.append(variant.name)
+        observer.step(len(seen), str(variant.chain))
         if _taken(state, variant):
             built.append(variant)
     return built + _steps(state, builder, built)
 
 
+def _bench(state: _Run, prepared: Prepared, chains: Sequence[Chain]) -> Trial | None:
+    """What passes that search for a budget time their candidates by; None if there is none."""
+    if not any(map(_times, chains)):
+        return None
+    request = state.request
+    limits = {str(b.quantity): b.limit for b in request.budgets if b.tail is not None}
+    # In full: passes run in folders of their own.
+    pre, post = (ref and str(Path(ref).resolve()) for ref in (request.pre, request.post))
+    return Trial(state.target, state.settings, prepared.latency, limits, pre, post, request.seed)
+
+
+def _times(chain: Chain) -> bool:
+    return any(step.times for step in chain.passes)
+
+
 def _each(state: _Run, builder: Builder, chains: Sequence[Chain]) -> Iterator[Variant]:
-    """Build chains on all cores that are to help, and give them in their order."""
-    with state.children.threads(len(chains)) as pool:
-        yield from pool.map(partial(_built, builder, state.limits(BUILD_SHARE)), chains)
+    """Build chains on all cores that are to help, in their order.
+
+    Those that time candidates come last, one by one: nothing else may run beside them.
+    """
+    build = partial(_built, builder, state.limits(BUILD_SHARE))
+    together = [chain for chain in chains if not _times(chain)]
+    with state.children.threads(len(together)) as pool:
+        yield from pool.map(build, together)
+    yield from map(build, filter(_times, chains))
 
 
 def _executor(state: _Run) -> Execute:
@@ -303,7 +334,7 @@ def _records(state: _Run) -> Records:
 
 
 def _built(builder: Builder, limits: Limits, chain: Chain) -> Variant:
-    if limits.expired:
+    if limits.expired and chain != Chain():  # all is relative to the source
         return Variant(chain, None, "skipped", "the time limit left no time to build it")
     return builder.build(chain)
 
@@ -390,6 +421,7 @@ def _labels(request: Request) -> list[str]:
 
 
 def _run_pass(children: Children, step: Pass, model: Model, context: Context) -> PassResult:
+    context = replace(context, progress=partial(say, str(step)))
     try:
         return children.call(step, model, context)
     except ChildDied as error:
@@ -401,7 +433,11 @@ def _plan(request: Request, prepared: Prepared) -> list[Chain]:
     chains = request.chains
     if chains is None:
         model, everything = prepared.exported.model, request.everything
-        chains = built_in(model, calibrated, request.runtimes, everything)
+        own = trained(
+            model, prepared.exported.program is not None, request.runtimes, request.distill,
+            request.student, request.prune,
+        )  # fmt: skip
+        chains = (*own, *built_in(model, calibrated, request.runtimes, everything))
     return [Chain(), *(chain for chain in chains if chain != Chain())]
 
 

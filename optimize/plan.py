@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
+from optimize.budgets.budget import PERCENTILES
 from optimize.models.attention import has_attention
 from optimize.models.model import Model
 from optimize.models.runtimes import DEFAULT_RUNTIME
+from optimize.passes.base import Pass
 from optimize.passes.chain import Chain
+from optimize.passes.distill import Distill, Student
+from optimize.passes.prune import Prune
 
 # Skip connection and layer norm in one kernel is slower than two on x86, and hides nothing.
 _TRANSFORMER_SESSION = "fold,session{without=SkipLayerNormFusion}"
@@ -84,6 +89,59 @@ def built_in(
         texts += _OTHER_RUNTIMES.get(runtime, ())
     chains = [Chain.parse(text) for text in dict.fromkeys(texts)]
     return tuple(c for c in chains if calibrated or not c.needs_calibration)
+
+
+def trained(
+    model: Model,
+    module: bool,
+    runtimes: Sequence[str] = (DEFAULT_RUNTIME,),
+    distill: str | None = None,
+    student: str | None = None,
+    prune: str | None = None,
+) -> tuple[Chain, ...]:
+    """The chains that options for training ask for, each also quantized.
+
+    Args:
+        model: the source as exported.
+        module: whether the source is a torch module, which can be trained.
+        runtimes: those that may serve.
+        distill: ``file.py:function`` in the built-in training's place; alone, it trains the source.
+        student: ``file.py:factory`` of another architecture.
+        prune: a ratio, or a latency percentile.
+    """
+    lesson = Distill(hook=distill) if distill else Distill()
+    starts: list[tuple[Pass, ...]] = []
+    if student:
+        starts.append((Student(student), lesson))
+    if prune and module:
+        starts.append((_pruned(prune, "module"), lesson))
+    elif prune:
+        starts.append((_pruned(prune, "graph"),))
+    if distill and not starts:
+        starts.append((lesson,))
+    return tuple(
+        Chain((*start, *Chain.parse(end).passes), runtime)
+        for start in starts
+        for runtime in runtimes
+        for end in _ends(model, runtime)
+    )
+
+
+def _pruned(text: str, on: Literal["graph", "module"]) -> Prune:
+    given = f"prune{{{'to' if text in PERCENTILES else 'ratio'}={text},on={on}}}"
+    (step,) = Chain.parse(given).passes
+    assert isinstance(step, Prune)  # by its name
+    return step
+
+
+def _ends(model: Model, runtime: str) -> tuple[str, ...]:
+    """What may follow on each runtime: nothing, or quantization."""
+    mode = "dynamic" if has_attention(model) else "static"
+    follow = {
+        DEFAULT_RUNTIME: ("source", f"fold,fuse,int8{{mode={mode}}}"),
+        "openvino": ("source", "fold,int8{mode=static,engine=nncf}"),
+    }
+    return follow.get(runtime, ("source",))
 
 
 def _for_onnxruntime(model: Model, everything: bool) -> list[str]:

@@ -35,6 +35,7 @@ class Prepared:
         exported: the source as ONNX.
         evaluation: batches that the accuracy is evaluated on.
         calibration: batches that ranges may be estimated from; None without real data.
+        training: batches to train on; None for those to calibrate on.
         latency: batches that are timed: all of the data, evaluation first.
         labels: of the evaluation's single samples; None without.
         batch: samples a call.
@@ -54,6 +55,7 @@ class Prepared:
     floor: Floor
     data: DataReport
     notes: tuple[str, ...]
+    training: Dataset | None = None
 
     def per_sample(self, outputs: dict[str, list[Array]]) -> dict[str, list[Array]]:
         """Split each call's outputs into single samples, without the batch axis.
@@ -114,6 +116,10 @@ def prepare(request: Request, source: Source, folder: Path, export: Export) -> P
             "little about real ones"
         )
     prepared = _assemble(request, exported, evaluation, calibration, own, metric, floor, notes)
+    if request.train:
+        lessons = _processed(samples.read_data(request.train, "--train"), request.pre, "--train")
+        lessons = samples.fit(lessons, exported.model.signature.inputs, "--train")
+        prepared = replace(prepared, training=samples.batched(lessons, prepared.batch))
     return prepared if latency is None else replace(prepared, latency=latency)
 
 

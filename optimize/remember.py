@@ -31,7 +31,8 @@ class Remembered:
 
     The key is all that a result depends on: the model's digest, the pass, its version and source
     file, files of the user's that it names, the data it sees, the seed, the device's instruction
-    sets, the runtime where that matters, and the versions of the libraries.
+    sets, the runtime where that matters, budgets and device where candidates are timed, and the
+    versions of the libraries.
     """
 
     def __init__(self, store: Store, execute: Execute, versions: Mapping[str, str]) -> None:
@@ -76,10 +77,12 @@ class Remembered:
             "user code": [fingerprint(text) for text in texts if is_reference(text)],
             "samples": self._digest(context.samples),
             "calibration": self._digest(context.calibration),
+            "training": self._digest(context.training) if "torch" in step.takes else None,
             "teacher": teacher.digest if teacher and "torch" in step.takes else None,
             "seed": context.seed,
             "isa": sorted(context.isa),
             "runtime": context.runtime if step.tailored else None,
+            "bench": dict(context.bench.identity) if step.times and context.bench else None,
             "versions": self._versions,
         }
 

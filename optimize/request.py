@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from optimize.budgets.budget import Budget, Floor
+from optimize.budgets.budget import PERCENTILES, Budget, Floor
 from optimize.choose import Objective
 from optimize.errors import InputError
 from optimize.models.model import TensorSpec
 from optimize.models.runtimes import DEFAULT_RUNTIME, find_runtime, runtime_names
+from optimize.models.usercode import is_reference
 from optimize.passes.chain import Chain
 from optimize.worker import granted_cpus
 
@@ -57,6 +58,10 @@ class Request:
         jobs: passes that may run at once; None for what cores and memory allow.
         fresh: whether what earlier runs measured is forgotten.
         force: whether to go on where the budget is below the lower bound of every variant.
+        train: samples to train on; None for those to calibrate on.
+        distill: ``file.py:function``, a training of the user's own.
+        student: ``file.py:factory``, another architecture to train from the source.
+        prune: a ratio, or the percentile whose budget decides: ``p99``.
         reference_only: whether ``model`` is timed for comparison and cannot be chosen.
     """
 
@@ -92,6 +97,10 @@ class Request:
     jobs: int | None = None
     fresh: bool = False
     force: bool = False
+    train: str | None = None
+    distill: str | None = None
+    student: str | None = None
+    prune: str | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without loading anything.
@@ -123,10 +132,44 @@ class Request:
             raise InputError(f"--objective {self.objective} is none of latency, accuracy, size")
         if self.calibration and not self.data:
             raise InputError("--calibration needs --data, on which the accuracy is evaluated")
+        self._check_training()
         if self.pre and not self.data:
             raise InputError("--pre needs --data, which holds what it takes")
         if self.pre and (self.batch or 1) > 1:
             raise InputError("--pre takes one sample at a time; leave --batch out")
+
+    def _check_training(self) -> None:
+        for option, text in (("--distill", self.distill), ("--student", self.student)):
+            if text and not is_reference(text):
+                raise InputError(f"{option} {text!r} is not of the form file.py:function")
+        given = {"--distill": self.distill, "--student": self.student, "--prune": self.prune}
+        options = " and ".join(option for option, text in given.items() if text)
+        if options and self.chains:
+            raise InputError(
+                f"{options} add to the built-in plan, and --chain replaces it; "
+                "write student, prune and distill as passes of the chain"
+            )
+        if (options or self.train) and not self.data:
+            raise InputError(
+                f"{options or '--train'} needs --data, which the results are judged on"
+            )
+        if self.prune:
+            self._check_prune(self.prune)
+
+    def _check_prune(self, text: str) -> None:
+        if text in PERCENTILES:
+            if text not in [budget.quantity for budget in self.budgets]:
+                raise InputError(f"--prune {text} needs a budget on it, as --budget {text}=20ms")
+            return
+        try:
+            ratio = float(text)
+        except ValueError:
+            ratio = 0.0
+        if not 0 < ratio < 1:
+            raise InputError(
+                f"--prune {text!r} is neither a share between 0 and 1 nor one of "
+                f"{', '.join(PERCENTILES)}"
+            )
 
     @property
     def folder(self) -> Path | None:

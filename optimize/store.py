@@ -26,6 +26,7 @@ from optimize.errors import InputError
 from optimize.locks import lock
 
 LAYOUT = "v1"
+TRAINING = "training"  # beside the layout: checkpoints of training that was cut short
 DEFAULT_LIMIT = 20 * 10**9
 TURN_S = 0.1  # between two attempts to get a turn
 _KEY = re.compile("[0-9a-f]{64}")

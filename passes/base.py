@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,8 +20,13 @@ from optimize.models.data import Dataset
 from optimize.models.model import FILE_NAME, Model
 from optimize.models.run import Difference, difference, run
 from optimize.models.runtimes import DEFAULT_RUNTIME, FORMATS, Format, find_runtime
+from optimize.passes.latency import Bench
 
 INLINE_MOST = 2**31 - 2**26  # protobuf ends at 2 GiB; leave room for the graph itself
+
+
+def _silent(text: str) -> None:
+    """Show nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +43,10 @@ class Context:
         runtime: the library that will serve.
         threads: how many it will use.
         deadline: on ``time.monotonic``, by which training should end; None for no limit.
+        training: inputs to train on; None for those to calibrate on.
+        checkpoints: a folder kept between runs for training that was cut short; None for none.
+        progress: shows one line of how far training is.
+        bench: tells how fast candidates are on the target; None where nothing can be timed.
     """
 
     folder: Path
@@ -49,6 +58,15 @@ class Context:
     runtime: str = DEFAULT_RUNTIME
     threads: int = 1
     deadline: float | None = None
+    training: Dataset | None = None
+    checkpoints: Path | None = None
+    progress: Callable[[str], None] = _silent
+    bench: Bench | None = None
+
+    @property
+    def lessons(self) -> Dataset | None:
+        """What to train on."""
+        return self.training or self.calibration
 
 
 @dataclass(frozen=True)
@@ -104,6 +122,11 @@ class Pass(ABC):
         return False
 
     @property
+    def times(self) -> bool:
+        """Whether candidates are timed on the target, under the declared budget."""
+        return False
+
+    @property
     def tailored(self) -> bool:
         """Whether the result depends on the runtime that will serve it."""
         return bool(self.runtimes)
@@ -151,6 +174,10 @@ class Pass(ABC):
         with contextlib.chdir(context.folder):
             return self.apply(model, context)
 
+    def _always(self, field: Field[Any]) -> bool:
+        """Whether chains show an option even at its default."""
+        return bool(field.metadata.get("always"))
+
     def _checked(self, before: Model, after: Model, context: Context) -> Difference:
         try:
             reference = run(before, context.samples)
@@ -168,7 +195,7 @@ class Pass(ABC):
         shown = [
             f"{field.name}={_text(getattr(self, field.name))}"
             for field in fields(self)
-            if getattr(self, field.name) != field.default or field.metadata.get("always")
+            if getattr(self, field.name) != field.default or self._always(field)
         ]
         return f"{self.name}{{{','.join(shown)}}}" if shown else self.name
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from optimize.errors import InputError, NotApplicable
 from optimize.models.model import Model
 from optimize.models.runtimes import Format
 from optimize.passes.base import Context, Pass, PassResult
 
+if TYPE_CHECKING:
+    from optimize.passes.training.batches import Batches
+
 
 @dataclass(frozen=True)
 class Distill(Pass):
     """Train the module so far, as student, to give the outputs of the source, its teacher.
 
-    On the samples to calibrate on, labels optional. Deterministic by seed; the best state by a
-    held-out part is kept, so the result is never worse there than what it began with. A hook,
-    ``file.py:function``, trains in its place; see :mod:`optimize.passes.training.hooks`.
+    On ``--train``, or the samples to calibrate on, labels optional. Deterministic by seed; the best
+    state by a held-out part is kept, so the result is never worse there than what it began with. A
+    hook, ``file.py:function``, trains in its place; see :mod:`optimize.passes.training.hooks`.
 
     Attributes:
         epochs: passes over the samples.
@@ -58,37 +62,47 @@ class Distill(Pass):
         """Train a copy; the chain's own module stays as it was."""
         from optimize.models.export import load_program, save_program
         from optimize.passes.training.batches import Batches
+        from optimize.passes.training.checkpoint import checkpoint_folder
+
+        if context.teacher is None or context.lessons is None:
+            raise NotApplicable("there is no torch module to learn from")
+        student, teacher = load_program(model.path), load_program(context.teacher.path)
+        batches = Batches(context.lessons, self.batch, seed=context.seed)
+        parts = str(self), model.digest, context.teacher.digest
+        with checkpoint_folder(context, *parts) as folder:
+            trained, notes = self._trained(student.module, teacher.module, batches, context, folder)
+        result: Any = student.with_module(trained)
+        return PassResult(save_program(result, context.folder, model.signature), True, notes)
+
+    def _trained(
+        self, student: Any, teacher: Any, batches: Batches, context: Context, folder: Path
+    ) -> tuple[Any, tuple[str, ...]]:
+        """By the hook or the built-in training."""
         from optimize.passes.training.distill import distill
         from optimize.passes.training.hooks import HookContext, load_hook, run_hook
         from optimize.passes.training.options import DistillOptions
 
-        if context.teacher is None or context.calibration is None:
-            raise NotApplicable("there is no torch module to learn from")
-        student, teacher = load_program(model.path), load_program(context.teacher.path)
-        batches = Batches(context.calibration, self.batch, seed=context.seed)
         if self.hook != "none":
             hook = load_hook(self.hook, "distill: hook")
-            own = HookContext(context.folder, context.seed, context.deadline)
-            trained, notes = run_hook(hook, student.module, teacher.module, batches, own)
-        else:
-            options = DistillOptions(
-                epochs=self.epochs,
-                temperature=self.temperature,
-                alpha=self.alpha,
-                features=self.features,
-                lr=self.lr,
-                seed=context.seed,
-            )
-            trained, notes = distill(
-                student.module,
-                teacher.module,
-                batches,
-                options,
-                checkpoint_folder=context.folder,
-                deadline=context.deadline,
-            )
-        result: Any = student.with_module(trained)
-        return PassResult(save_program(result, context.folder, model.signature), True, notes)
+            own = HookContext(folder, context.seed, context.deadline, context.progress)
+            return run_hook(hook, student, teacher, batches, own)
+        options = DistillOptions(
+            epochs=self.epochs,
+            temperature=self.temperature,
+            alpha=self.alpha,
+            features=self.features,
+            lr=self.lr,
+            seed=context.seed,
+        )
+        return distill(
+            student,
+            teacher,
+            batches,
+            options,
+            progress=lambda now: context.progress(str(now)),
+            checkpoint_folder=folder,
+            deadline=context.deadline,
+        )
 
 
 @dataclass(frozen=True)
@@ -119,10 +133,10 @@ class Student(Pass):
         from optimize.passes.training.batches import Batches
         from optimize.passes.training.hooks import build_student
 
-        if context.calibration is None:
+        if context.lessons is None:
             raise NotApplicable("student needs --data or --calibration")
         teacher = load_program(model.path)
-        batches = Batches(context.calibration, 1, seed=context.seed)
+        batches = Batches(context.lessons, 1, seed=context.seed)
         module = build_student(self.arch, teacher.module, batches)
         student = teacher.with_module(module)
         student = replace(student, loaded=replace(student.loaded, arch=self.arch))

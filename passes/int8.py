@@ -38,12 +38,15 @@ class Int8(Pass):
     in ``static``, whose other operators lose more than they gain; all operators for other models;
     and all but convolutions in ``dynamic``, whose integer convolutions are several times slower.
     ``keep=N`` leaves the N layers in float that give back most accuracy for their time.
+    ``recover=distill`` first trains the module for ``recovery`` batches with the rounding that
+    static quantization will do, to give the float source's outputs: for what loses too much.
     """
 
     name: ClassVar[str] = "int8"
     summary: ClassVar[str] = "INT8 quantization: dynamic, static (QDQ) or weight-only (8 or 4 bits)"
     needs: ClassVar[str] = (
-        "mode=static: real data to calibrate on; engine=nncf: the extra tailfit[nncf]; "
+        "mode=static: real data to calibrate on; recover=distill: a torch module; "
+        "engine=nncf: the extra tailfit[nncf]; "
         "engine=neural-compressor: tailfit[neural-compressor] and a torch module"
     )
 
@@ -57,6 +60,8 @@ class Int8(Pass):
     bits: Literal[8, 4] = 8
     algorithm: Literal["rtn", "hqq"] = "rtn"
     samples: int = 128
+    recover: Literal["none", "distill"] = "none"
+    recovery: int = 300
 
     def __post_init__(self) -> None:
         """Reject options that the mode or the engine does not have."""
@@ -74,6 +79,10 @@ class Int8(Pass):
             raise InputError("int8: algorithm=hqq needs bits=4")
         if self.samples < 1 or self.keep < 0:
             raise InputError("int8: samples must be at least 1, keep at least 0")
+        if self.recovery < 1:
+            raise InputError(f"int8: recovery={self.recovery} is not at least 1")
+        if self.recover == "distill" and (self.mode != "static" or self.per != "channel"):
+            raise InputError("int8: recover=distill needs mode=static and per=channel")
         if self.engine != "onnxruntime":
             other = (
                 Int8(self.mode, self.engine, samples=self.samples) if self._own_options else self
@@ -99,8 +108,9 @@ class Int8(Pass):
 
     @property
     def takes(self) -> tuple[Format, ...]:  # type: ignore[override]  # it depends on the engine
-        """neural-compressor works on torch modules alone."""
-        return ("torch",) if self.engine == "neural-compressor" else ("onnx",)
+        """neural-compressor and training work on torch modules alone."""
+        trains = self.engine == "neural-compressor" or self.recover == "distill"
+        return ("torch",) if trains else ("onnx",)
 
     def apply(self, model: Model, context: Context) -> PassResult:
         """Quantize in the chosen mode."""
@@ -117,8 +127,11 @@ class Int8(Pass):
             return neural_compressor_engine.quantize(model, self._calibration(context), context)
         if self.mode == "weights":
             return self._weights(model, context)
-        types = self._operators(model)
         notes: tuple[str, ...] = ()
+        learnt: tuple[str, ...] = ()
+        if self.recover == "distill":
+            model, learnt = self._recovered(model, context)
+        types = self._operators(model)
         with silent():
             if self.mode == "dynamic":
                 notes = self._dynamic(model, context, types)
@@ -128,10 +141,41 @@ class Int8(Pass):
         if not result.quantized:
             kinds = ", ".join(types)
             raise NotApplicable(f"none of the model's {kinds} could be quantized{_hint(model)}")
-        notes = (_coverage(model, result, types), *notes)
+        notes = (*learnt, _coverage(model, result, types), *notes)
         if self.keep and self.mode == "static":
             result = left_out(replace(result, config=model.config), REQUANTIZER)
         return PassResult(result, True, notes)
+
+    def _recovered(self, model: Model, context: Context) -> tuple[Model, tuple[str, ...]]:
+        """Train a copy of the module with INT8's rounding, and export it in float."""
+        from optimize.models.export import export_program, load_program, save_program
+        from optimize.passes.training.batches import Batches
+        from optimize.passes.training.checkpoint import checkpoint_folder
+        from optimize.passes.training.options import DistillOptions
+        from optimize.passes.training.qat import recover_quantized
+
+        if context.teacher is None or context.lessons is None:
+            raise NotApplicable("there is no torch module to learn from")
+        student, teacher = load_program(model.path), load_program(context.teacher.path)
+        options = DistillOptions(
+            steps=self.recovery, lr=5e-4, evaluations=4, patience=0, seed=context.seed
+        )
+        parts = str(self), model.digest, context.teacher.digest
+        with checkpoint_folder(context, *parts) as checkpoints:
+            trained, notes = recover_quantized(
+                student.module,
+                teacher.module,
+                Batches(context.lessons, seed=context.seed),
+                options,
+                lambda now: context.progress(str(now)),
+                checkpoints,
+                context.deadline,
+            )
+        folder = context.folder / "recovered"
+        folder.mkdir()
+        with silent():
+            saved = save_program(student.with_module(trained), folder, model.signature)
+            return export_program(saved, folder).model, notes
 
     def _calibration(self, context: Context) -> Dataset:
         if context.calibration is None:

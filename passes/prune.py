@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from optimize.errors import InputError, NotApplicable
@@ -14,12 +14,13 @@ from optimize.passes.base import Context, Pass, PassResult
 from optimize.passes.files import load_proto, save_proto
 
 if TYPE_CHECKING:
+    from optimize.passes.pruning.graph import Shapes
     from optimize.passes.pruning.groups import Dependencies, Keep
     from optimize.passes.pruning.importance import Order
 
 CALIBRATION_MOST = 256  # samples; more did not lower the error of refitted models
 _NAMED = 6  # layers that a note names
-_MODULE_MULTIPLE = 16  # onnxruntime blocks channels by 16 with AVX-512
+MODULE_MULTIPLE = 16  # onnxruntime blocks channels by 16 with AVX-512
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Prune(Pass):
 
     Attributes:
         ratio: share of the channels that go; with ``kind=mask``, of the weights.
+        to: ``ratio``, or the latency percentile whose budget decides how much goes: the share of
+            each layer is then found by timing candidates on the target.
         scope: the same share of every layer, or the least important channels of all layers.
         importance: of channels: ``magnitude`` of their weights, or ``activation``: what the next
             layers' outputs lose on calibration data. ``auto`` is activation, for masks magnitude:
@@ -43,6 +46,8 @@ class Prune(Pass):
         multiple: what the number of channels that stay is rounded to; 0 for what kernels like.
         on: the exported ``graph``, with a refit in place of training; or the torch ``module``, to
             be trained by ``distill`` afterwards.
+        rounds: with a budget: how often to cut, recover and look again.
+        recovery: with a budget and ``on=module``: batches of distillation after each round.
     """
 
     name: ClassVar[str] = "prune"
@@ -56,6 +61,9 @@ class Prune(Pass):
     kind: Literal["channels", "mask", "2:4"] = "channels"
     multiple: int = 0
     on: Literal["graph", "module"] = "graph"
+    to: Literal["ratio", "p50", "p90", "p95", "p99", "p99.9"] = "ratio"
+    rounds: int = 2
+    recovery: int = 200
 
     def __post_init__(self) -> None:
         """Reject values out of range, and options that the kind does not have."""
@@ -71,10 +79,30 @@ class Prune(Pass):
             raise InputError("prune: on=module takes importance=magnitude or taylor")
         if self.kind != "channels" and (self.importance == "activation" or self.multiple):
             raise InputError(f"prune: kind={self.kind} takes ratio and scope only")
+        if self.rounds < 1 or self.recovery < 0:
+            raise InputError("prune: rounds must be at least 1, recovery at least 0")
+        default = type(self).ratio, type(self).scope, type(self).kind
+        if self.times and (self.ratio, self.scope, self.kind) != default:
+            raise InputError(f"prune: to={self.to} finds the ratios; leave ratio, scope, kind out")
+
+    @property
+    def times(self) -> bool:
+        """With a budget."""
+        return self.to != "ratio"
+
+    def _always(self, field: Field[Any]) -> bool:
+        return super()._always(field) and not self.times
+
+    @property
+    def tailored(self) -> bool:
+        """What is timed is timed on the runtime that will serve."""
+        return self.times
 
     @property
     def needs_calibration(self) -> bool:
-        """Activations and the refit come from data."""
+        """Activations, the refit and what candidates are compared on come from data."""
+        if self.times:
+            return True
         if self.on == "module":
             return self.importance == "taylor"
         return self.kind == "channels" and (self.refit or self.importance != "magnitude")
@@ -92,6 +120,10 @@ class Prune(Pass):
             raise NotApplicable("the model is already quantized; put prune before int8")
         if self.ratio == 0:
             return PassResult(model, False, ("ratio=0: nothing to remove",))
+        if self.times:
+            from optimize.passes.pruning.budgeted import prune_to
+
+            return prune_to(self, model, context)
         if self.on == "module":
             return self._module(model, context)
         proto = plain(load_proto(model))
@@ -119,7 +151,7 @@ class Prune(Pass):
                 self.ratio,
                 self.scope,
                 "taylor" if taylor else "magnitude",
-                self.multiple or _MODULE_MULTIPLE,
+                self.multiple or MODULE_MULTIPLE,
                 context.seed,
                 Batches(context.calibration, seed=context.seed)
                 if taylor and context.calibration is not None
@@ -131,15 +163,23 @@ class Prune(Pass):
     def _channels(self, proto: Any, context: Context) -> PassResult:
         from optimize.passes.pruning.graph import measured_shapes
         from optimize.passes.pruning.groups import dependencies
-        from optimize.passes.pruning.refit import refit
-        from optimize.passes.pruning.shrink import shrink
 
-        calibration = _at_most(context.calibration or context.samples, CALIBRATION_MOST)
+        calibration = at_most(context.calibration or context.samples, CALIBRATION_MOST)
         shapes = measured_shapes(proto, calibration)
         found = dependencies(proto, shapes)
         if not found.groups:
-            raise NotApplicable("; ".join(["no channels can go", *_untouched(proto, found)]))
+            raise NotApplicable(nothing(proto, found))
         keep = self._kept(proto, found, calibration, context)
+        return self.shrunk(proto, found, shapes, keep, context)
+
+    def shrunk(
+        self, proto: Any, found: Dependencies, shapes: Shapes, keep: Keep, context: Context
+    ) -> PassResult:
+        """Cut a plain graph down to the channels that stay, and refit it."""
+        from optimize.passes.pruning.refit import refit
+        from optimize.passes.pruning.shrink import shrink
+
+        calibration = at_most(context.calibration or context.samples, CALIBRATION_MOST)
         result = shrink(proto, found, shapes, keep)
         notes = [_summary(proto, result, found, keep), *_untouched(proto, found)]
         if self.refit:
@@ -159,12 +199,13 @@ class Prune(Pass):
     def _kept(
         self, proto: Any, found: Dependencies, calibration: Dataset, context: Context
     ) -> Keep:
-        from optimize.passes.pruning.select import kept_channels, multiple_for
+        from optimize.passes.pruning.select import kept_channels, multiple_for, share_at_most
 
         multiples = [
             multiple_for(proto, group, self.multiple, context.isa) for group in found.groups
         ]
-        orders = self._orders(proto, found, calibration, context.seed)
+        share = share_at_most(self.scope, self.ratio)
+        orders = self.orders(proto, found, calibration, share, context.seed)
         keep = kept_channels(found, orders, self.ratio, self.scope, multiples)
         if keep.all():
             raise NotApplicable(
@@ -173,15 +214,14 @@ class Prune(Pass):
             )
         return keep
 
-    def _orders(
-        self, proto: Any, found: Dependencies, calibration: Dataset, seed: int
+    def orders(
+        self, proto: Any, found: Dependencies, calibration: Dataset, share: float, seed: int
     ) -> Sequence[Order]:
+        """In which order the channels of each group go, ``share`` of them at most."""
         from optimize.passes.pruning.importance import by_activation, by_magnitude
-        from optimize.passes.pruning.select import share_at_most
 
         if self.importance == "magnitude":
             return by_magnitude(proto, found)
-        share = share_at_most(self.scope, self.ratio)
         return by_activation(proto, found, calibration, self.refit, share, seed)
 
     def _mask(self, proto: Any, context: Context) -> PassResult:
@@ -204,7 +244,13 @@ class Prune(Pass):
         return PassResult(save_proto(masked.proto, context), True, tuple(notes))
 
 
-def _at_most(samples: Dataset, count: int) -> Dataset:
+def nothing(proto: Any, found: Dependencies) -> str:
+    """Say why no channels of a graph can go."""
+    return "; ".join(["no channels can go", *_untouched(proto, found)])
+
+
+def at_most(samples: Dataset, count: int) -> Dataset:
+    """The first ``count`` samples."""
     return samples.take(range(min(count, len(samples))))
 
 

@@ -26,6 +26,7 @@ class Ratio:
     p50: float
     p99: float
     p50_ms: float
+    p99_ms: float
 
     def __str__(self) -> str:
         return f"p50 {self.p50:.3f}x, p99 {self.p99:.3f}x ({self.p50_ms:.3f} ms)"
@@ -63,7 +64,7 @@ def latency_ratios(paths: Sequence[Path], feeds: Sequence[Feed], rounds: int = 4
             times[place, turn] = time.perf_counter() - start
     p50, p99 = np.quantile(times, 0.5, axis=1), np.quantile(times, 0.99, axis=1)
     return [
-        Ratio(float(a / p50[0]), float(b / p99[0]), 1000 * float(a))
+        Ratio(float(a / p50[0]), float(b / p99[0]), 1000 * float(a), 1000 * float(b))
         for a, b in zip(p50, p99, strict=True)
     ]
 

@@ -32,7 +32,7 @@ MATERIAL, MATERIAL_IF_FASTER = 0.05, 0.1  # share of a call below which a cause 
 HOPED = 2.0  # what 8 bits gain over float32 where their kernels work well
 SHORT_NS = 10_000  # nodes shorter than this gain nothing from more threads
 TINY = 0.3  # share of the runtime itself from which on a model is called tiny
-SPARSE = 0.4
+SPARSE = 0.2
 MEMORY_BYTES_PER_NS = 5.0  # GB/s; one core of any server or desktop reads more than that
 # Float products for which onnxruntime has an integer kernel that quantize/dequantize pairs fuse to.
 _WITH_INTEGER_KERNEL = frozenset("Conv FusedConv MatMul FusedMatMul Gemm FusedGemm".split())

@@ -70,10 +70,14 @@ def _cheapest(orders: Sequence[Order], ratio: float) -> list[int]:
     return [int(count) for count in counts]
 
 
+def step_of(group: Group, multiple: int) -> int:
+    """How many channels go at once; one of several indices covers more than one."""
+    return multiple // gcd(multiple, group.width)
+
+
 def _rounded(group: Group, count: int, multiple: int) -> int:
     """How many channels go so that what stays is a multiple."""
-    step = multiple // gcd(multiple, group.width)
-    size = len(group.channels)
+    step, size = step_of(group, multiple), len(group.channels)
     if count == 0 or size <= step:
         return 0 if size <= step and step > 1 else min(count, size - 1)
     stay = max(step, int((size - count) / step + 0.5) * step)

@@ -2,12 +2,57 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import shutil
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from optimize.passes.base import Context
+
 NAME = "distill.pt"
+_FORGOTTEN_S = 14 * 24 * 3600  # after which an unfinished training is no longer waited for
+
+
+@contextlib.contextmanager
+def checkpoint_folder(context: Context, *parts: str) -> Iterator[Path]:
+    """Where one training's checkpoints are, so that a later run goes on where this one was killed.
+
+    It is removed at the end, unless the training was cut short by its deadline.
+
+    Args:
+        context: of the pass; without a folder that is kept, its own.
+        parts: what tells this training from others, besides its data and seed.
+    """
+    root, lessons = context.checkpoints, context.lessons
+    if root is None or lessons is None or not _writable(root):
+        yield context.folder
+        return
+    _sweep(root)
+    text = "|".join([*parts, lessons.digest, str(context.seed)])
+    folder = root / hashlib.sha256(text.encode()).hexdigest()[:32]
+    folder.mkdir(exist_ok=True)
+    yield folder
+    if context.deadline is None or time.monotonic() < context.deadline:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _writable(root: Path) -> bool:
+    """A cache that cannot be written must not stop training."""
+    with contextlib.suppress(OSError):
+        root.mkdir(parents=True, exist_ok=True)
+    return os.access(root, os.W_OK)
+
+
+def _sweep(root: Path) -> None:
+    """Remove what nobody has gone on with for a long time."""
+    for folder in root.glob("*"):
+        with contextlib.suppress(OSError):
+            if time.time() - folder.stat().st_mtime > _FORGOTTEN_S:
+                shutil.rmtree(folder)
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:

@@ -34,7 +34,8 @@ Lightning's::
         trainer.fit(Task(student, teacher), loader)
         return student
 
-With transformers, a ``Trainer`` whose ``compute_loss`` runs both modules does the same.
+With transformers, a ``Trainer`` whose ``compute_loss`` runs both modules does the same. The example
+``examples/hooks/trainer.py`` needs neither.
 """
 
 from __future__ import annotations

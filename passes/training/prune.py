@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from optimize.errors import InputError, NotApplicable
 from optimize.passes.training.batches import Batches
 from optimize.passes.training.groups import (
     Group,
+    Shapes,
     check_shapes,
     find_groups,
     listed,
@@ -61,11 +63,52 @@ def prune_module(
         InputError: an option is out of range, a name unknown, or Torch-Pruning is not installed.
         NotApplicable: nothing can be removed at this ratio; the message says why.
     """
-    import torch
-
     _check(ratio, multiple, importance, batches, heads)
     if ratio == 0 and not heads:
         return copy.deepcopy(module), ("nothing removed at ratio 0",)
+    found = prunable(module, example_inputs, importance, seed, batches, skip)
+    share = ratio if heads is None else heads
+    plan = _plan(found.groups, ratio, share, scope, multiple)
+    if not any(plan.values()):
+        raise NotApplicable(_nothing(found.groups, multiple, found.notes))
+    pruned = without(found, plan)
+    return pruned, (*_summary(module, pruned, found.groups, plan), *found.notes)
+
+
+@dataclass(frozen=True, eq=False)
+class Prunable:
+    """A module and what may be removed from it.
+
+    Attributes:
+        module: it stays as it is.
+        example: inputs by position.
+        groups: what was tried and found removable.
+        notes: what was not, and why.
+        shapes: of the outputs, which must stay.
+    """
+
+    module: Any
+    example: tuple[Any, ...]
+    groups: Sequence[Group]
+    notes: Sequence[str]
+    shapes: Shapes
+
+
+def prunable(
+    module: Any,
+    example_inputs: Sequence[Any],
+    importance: Importance = "magnitude",
+    seed: int = 0,
+    batches: Batches | None = None,
+    skip: Sequence[str] = (),
+) -> Prunable:
+    """Score a module's groups, and try each; see :func:`prune_module` for the arguments.
+
+    Raises:
+        NotApplicable: its graph cannot be traced.
+    """
+    import torch
+
     example = tuple(example_inputs)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -73,17 +116,26 @@ def prune_module(
         if importance == "taylor" and batches is not None:
             accumulate_gradients(scored, batches)
         groups, unread = find_groups(traced(scored, example), importance, skip)
-    want = shapes_of(outputs_of(scored, example))
-    allowed, notes = tried(module, example, groups, want, unread)
-    share = ratio if heads is None else heads
-    plan = _plan(allowed, ratio, share, scope, multiple)
-    if not any(plan.values()):
-        raise NotApplicable(_nothing(allowed, multiple, notes))
-    work = traced(copy.deepcopy(module), example)
-    for group in allowed:
+    shapes = shapes_of(outputs_of(scored, example))
+    allowed, notes = tried(module, example, groups, shapes, unread)
+    return Prunable(module, example, allowed, notes, shapes)
+
+
+def without(found: Prunable, plan: Mapping[str, Sequence[int]]) -> Any:
+    """A smaller copy of the module.
+
+    Args:
+        found: the module.
+        plan: units to remove, by the groups' roots.
+
+    Raises:
+        NotApplicable: Torch-Pruning cannot remove them together.
+    """
+    work = traced(copy.deepcopy(found.module), found.example)
+    for group in found.groups:
         remove(work, group, plan[group.root])
-    check_shapes(outputs_of(work.module, example), want)
-    return _finished(work.module, module), (*_summary(module, work.module, allowed, plan), *notes)
+    check_shapes(outputs_of(work.module, found.example), found.shapes)
+    return _finished(work.module, found.module)
 
 
 def _check(
@@ -103,11 +155,9 @@ def _check(
 
 
 def _plan(
-    groups: list[Group], ratio: float, heads: float, scope: Scope, multiple: int
+    groups: Sequence[Group], ratio: float, heads: float, scope: Scope, multiple: int
 ) -> dict[str, list[int]]:
     """The units to remove from each group, the least important first."""
-    import torch
-
     shares = {group.root: ratio for group in groups}
     channels = [group for group in groups if group.attention is None]
     if scope == "global" and channels:
@@ -118,14 +168,19 @@ def _plan(
         shares.update({g.root: heads for g in groups if g.attention is not None})
     plan = {}
     for group in groups:
-        step = 1 if group.attention is not None else max(1, multiple // group.sets)
-        kept = rounded(group.units, shares[group.root], step)
-        order = torch.argsort(group.scores, stable=True)
-        plan[group.root] = sorted(order[: group.units - kept].tolist())
+        kept = rounded(group.units, shares[group.root], step_of(group, multiple))
+        plan[group.root] = least_important(group, group.units - kept)
     return plan
 
 
-def _global_shares(groups: list[Group], ratio: float) -> dict[str, float]:
+def least_important(group: Group, count: int) -> list[int]:
+    """The ``count`` units of a group that matter least, in ascending order."""
+    import torch
+
+    return sorted(torch.argsort(group.scores, stable=True)[:count].tolist())
+
+
+def _global_shares(groups: Sequence[Group], ratio: float) -> dict[str, float]:
     """What share of each group lies among the lowest scores of all, every channel counted."""
     import torch
 
@@ -136,6 +191,11 @@ def _global_shares(groups: list[Group], ratio: float) -> dict[str, float]:
     threshold = scores.sort().values[count - 1]
     below = {g.root: float((g.scores <= threshold).float().mean()) for g in groups}
     return {root: min(share, 1 - _KEPT_LEAST) for root, share in below.items()}
+
+
+def step_of(group: Group, multiple: int) -> int:
+    """How many units of a group go at once; heads go one by one."""
+    return 1 if group.attention is not None else max(1, multiple // group.sets)
 
 
 def rounded(width: int, ratio: float, multiple: int) -> int:
@@ -149,7 +209,7 @@ def rounded(width: int, ratio: float, multiple: int) -> int:
     return min(width, max(multiple, kept))
 
 
-def _nothing(groups: list[Group], multiple: int, notes: list[str]) -> str:
+def _nothing(groups: Sequence[Group], multiple: int, notes: Sequence[str]) -> str:
     if not groups:
         return "; ".join(["no channels, hidden units or heads can be removed", *notes])
     return (
@@ -168,7 +228,7 @@ def _finished(pruned: Any, module: Any) -> Any:
 
 
 def _summary(
-    before: Any, after: Any, groups: list[Group], plan: Mapping[str, list[int]]
+    before: Any, after: Any, groups: Sequence[Group], plan: Mapping[str, list[int]]
 ) -> Iterator[str]:
     first, second = (sum(p.numel() for p in m.parameters()) for m in (before, after))
     yield f"parameters {first:,} -> {second:,} ({second / first:.0%})"

@@ -9,7 +9,7 @@ from onnx import helper
 
 from optimize.models.model import Model
 from optimize.passes.chain import Chain
-from optimize.plan import built_in
+from optimize.plan import built_in, trained
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -100,3 +100,32 @@ def test_without_real_data_nothing_is_calibrated(
         needy = ("mode=static", "smooth")
         assert without == [text for text in with_data if not any(n in text for n in needy)]
         assert len(without) < len(with_data)
+
+
+def asked(model: Model, module: bool, runtimes: tuple[str, ...] = (), **options: str) -> list[str]:
+    chains = trained(model, module, runtimes or ("onnxruntime",), **options)
+    return [str(chain) for chain in chains]
+
+
+def test_options_for_training_add_chains_each_also_quantized(digits_onnx: Path) -> None:
+    model = Model.read(digits_onnx)
+    assert asked(model, True) == []
+    assert asked(model, True, distill="t.py:f") == [
+        "distill{hook=t.py:f}",
+        "distill{hook=t.py:f},fold,fuse,int8{mode=static}",
+    ]
+    assert asked(model, True, ("openvino",), student="a.py:small", prune="0.5") == [
+        "student{arch=a.py:small},distill@openvino",
+        "student{arch=a.py:small},distill,fold,int8{mode=static,engine=nncf}@openvino",
+        "prune{ratio=0.5,on=module},distill@openvino",
+        "prune{ratio=0.5,on=module},distill,fold,int8{mode=static,engine=nncf}@openvino",
+    ]
+    both = asked(model, True, prune="p99", distill="t.py:f")
+    assert both[0] == "prune{on=module,to=p99},distill{hook=t.py:f}"
+
+
+def test_without_a_module_the_graph_is_pruned(digits_onnx: Path, attention: Model) -> None:
+    model = Model.read(digits_onnx)
+    assert asked(model, False, prune="0.5")[0] == "prune{ratio=0.5}"
+    assert asked(model, False, prune="p95")[0] == "prune{to=p95}"
+    assert asked(attention, False, prune="0.5")[1].endswith("int8{mode=dynamic}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,8 @@ from optimize.models.data import Dataset
 from optimize.models.model import Model
 from optimize.passes.base import Context, Pass, PassResult
 from optimize.passes.chain import Chain
+from optimize.passes.distill import Distill
+from optimize.passes.prune import Prune
 from optimize.remember import Remembered
 from optimize.store import Store
 
@@ -129,3 +131,34 @@ def test_a_damaged_entry_is_made_again(
         file.write_bytes(file.read_bytes()[:-1] + b"x")
     assert run("int8{mode=static}", model).model.digest == first.model.digest
     assert counted.runs == 2
+
+
+@dataclass
+class Bench:
+    """Only its identity matters here."""
+
+    identity: Mapping[str, Any]
+
+
+def test_what_was_timed_holds_for_its_budget_and_device_only(
+    run: Run, graph: GraphMaker, counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Prune, "apply", lambda _, model, context: PassResult(model, False))
+    model = graph.linear()
+    for identity in ({"p99": 1}, {"p99": 2}, {"p99": 1}, {"p99": 1, "cpu": "other"}):
+        run("prune{to=p99}", model, bench=Bench(identity))
+    assert counted.runs == 3
+    for identity in ({"p99": 1}, {"p99": 2}):  # a pass that times nothing does not care
+        run("fold", model, bench=Bench(identity))
+    assert counted.runs == 4
+
+
+def test_what_was_trained_holds_for_its_samples_only(
+    run: Run, graph: GraphMaker, rows: Dataset, counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Distill, "takes", ("onnx", "torch"))
+    monkeypatch.setattr(Distill, "apply", lambda _, model, context: PassResult(model, False))
+    model = graph.linear()
+    for training in (None, rows.take(range(3)), rows.take(range(2)), None):
+        run("distill", model, training=training)
+    assert counted.runs == 3

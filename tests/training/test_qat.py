@@ -9,12 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
+from shipped import FASHION
 
-from optimize.errors import NotApplicable
+from optimize.errors import InputError, NotApplicable
+from optimize.models import data as samples
 from optimize.models.data import Dataset
+from optimize.models.export import load_and_export
 from optimize.models.model import Model
+from optimize.models.source import detect
 from optimize.passes.base import Context
 from optimize.passes.int8 import Int8
 from optimize.passes.training.batches import Batches
@@ -107,3 +112,37 @@ def test_a_net_that_int8_ruins_is_recovered(quantized: Callable[..., Any]) -> No
 def test_it_needs_a_layer(rows: Batches) -> None:
     with pytest.raises(NotApplicable, match="no convolution or linear layer"):
         recover_quantized(nn.ReLU(), nn.ReLU(), rows, replace(DistillOptions(), steps=1))
+
+
+def test_the_pass_trains_and_gives_integer_kernels(fashion_data: Dataset, tmp_path: Path) -> None:
+    source, arch = detect(FASHION / "resnet.safetensors"), f"{FASHION / 'arch.py'}:resnet"
+    folder = tmp_path / "exported"
+    folder.mkdir()
+    made = load_and_export(source, arch, False, samples.representative(fashion_data), (), folder)
+    assert made.program is not None
+    context = Context(
+        folder=tmp_path / "pass",
+        samples=fashion_data.take(range(4)),
+        calibration=fashion_data.take(range(120)),
+        isa=frozenset({"avx512_vnni"}),
+        teacher=made.program,
+    )
+    context.folder.mkdir()
+    result = Int8(mode="static", recover="distill", recovery=4)(made.program, context)
+    assert result.notes[0] == "trained with INT8's rounding"
+    assert "QLinearConv" in _kernels(result.model.path, tmp_path / "optimized.onnx")
+
+
+def test_recovery_needs_a_module_and_channels() -> None:
+    with pytest.raises(InputError, match="recover=distill needs mode=static and per=channel"):
+        Int8(mode="dynamic", recover="distill")
+    assert Int8(mode="static", recover="distill").takes == ("torch",)
+
+
+def _kernels(path: Path, written: Path) -> set[str]:
+    """The operators that onnxruntime runs."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(written)
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return {node.op_type for node in onnx.load(str(written)).graph.node}
