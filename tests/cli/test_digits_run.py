@@ -197,7 +197,7 @@ def refused(
     shutil.copytree(kept.out, out)
     done = optimize(
         digits_onnx, "--data", digits_npz, "--budget", "p99=1us", "--chain", "fold,fuse",
-        "--threads", 1, "--out", out,
+        "--threads", 1, "--force", "--out", out,
     )  # fmt: skip
     return done, json.loads((out / "report.json").read_text()), out
 

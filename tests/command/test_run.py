@@ -154,7 +154,7 @@ def test_an_impossible_budget_exits_1_with_the_nearest_miss(
 ) -> None:
     done = optimize(
         model, "--data", data / "val.npz", "--budget", "p99=1us", "--chain", "fold,fuse,fp16",
-        "--threads", 1, "--out", tmp_path / "out",
+        "--threads", 1, "--force", "--out", tmp_path / "out",
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
     assert "Nearest miss" in done.stdout
