@@ -221,4 +221,6 @@ def changed_counts(before: Model, after: Model) -> Mapping[str, int]:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return str(int(value))
     return str(value).lower() if isinstance(value, bool) else str(value)
