@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from optimize.passes.chain import Chain
 from optimize.pipeline import run
 from optimize.report import Result, VariantReport
 from optimize.request import Request
+from optimize.store import Store
 from optimize.targets.base import Job
 from optimize.targets.local import LocalTarget, LocalWorker
 
@@ -128,3 +130,32 @@ def test_a_killed_run_goes_on_where_it_was(
     assert {entry.name for entry in (tmp_path / "cache").rglob("entries/*")} >= known
     assert not list(resumed.temporary.glob("optimize-*"))
     assert {path.name for path in tmp_path.iterdir()} == {"out", "cache", "tmp"}
+
+
+def test_two_runs_at_once_build_everything_once_and_are_both_right(
+    start: Callable[..., Running], digits_onnx: Path, digits_npz: Path, tmp_path: Path
+) -> None:
+    def begin(out: Path) -> Running:
+        return start(
+            digits_onnx, "--data", digits_npz, "--budget", "p90=2s", "--chain", CHAINS[0],
+            "--chain", CHAINS[1], "--threads", 1, "--cache", tmp_path / "cache", "--out", out,
+        )  # fmt: skip
+
+    running = [begin(tmp_path / name) for name in ("one", "two")]
+    for one in running:
+        code, stdout, stderr = one.finish()
+        assert code == 0, stdout + stderr
+    reports = [json.loads((tmp_path / n / "report.json").read_text()) for n in ("one", "two")]
+    first, second = ({row["chain"]: row for row in r["variants"]} for r in reports)
+    for chain in CHAINS:
+        assert first[chain]["digest"] == second[chain]["digest"]
+    # A pass's time is in the report of the run that carried it out, and in no other.
+    kept = Store(tmp_path / "cache").entries()
+    passes = [entry.meta["what"] for entry in kept if " of " in entry.meta["what"]]
+    built = [
+        what for what in passes if what.split("{")[0].split(" ")[0] in ("fold", "fuse", "int8")
+    ]
+    assert len(built) == len(set(built)) >= 3
+    total = sum(row["build_s"] for rows in (first, second) for row in rows.values())
+    once = sum(entry.meta.get("seconds", 0) for entry in kept)
+    assert total == pytest.approx(once, rel=1e-6)
