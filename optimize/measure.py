@@ -17,6 +17,7 @@ from optimize.errors import WorkerError
 from optimize.models.data import Array
 from optimize.targets.base import Job, Target, Worker
 from optimize.targets.inputs import read_outputs
+from optimize.worker import SPINNING
 
 # Short blocks: calls of one block share the machine's mood, and the judge discounts them for it.
 BLOCK_NS = 100_000_000
@@ -97,6 +98,12 @@ class Contender:
     call_ns: float = 0.0
     rss_bytes: int = 0
     first_process: int = 0
+
+    @property
+    def spins(self) -> bool:
+        """Whether its idle threads keep their cores busy for a while after a call."""
+        settings = self.job.settings
+        return settings.threads > 1 and dict(settings.config).get(SPINNING) != "0"
 
     def close(self) -> None:
         """End its processes."""
@@ -200,12 +207,14 @@ def time_in_turns(
     One runs at a time. A worker that fails ends its own contender only, which keeps its reason.
     """
     canaries: list[int] = []
+    # Whoever is timed waits for the others' threads too, also if it has but one itself.
+    lead = SPIN_NS if any(contender.spins for contender in contenders) else 0
     active = [c for c in contenders if c.error is None]
     turn = 0
     while active and not limits.expired:
         for index in rng.permutation(len(active)):
             if not limits.expired and not _sits_out(active[index], requirement, turn):
-                _time_block(active[index], sample_count, limits, rng, canaries)
+                _time_block(active[index], sample_count, limits, rng, canaries, lead)
         turn += 1
         progress(contenders)
         waiting = [c for c in active if not settled(c, requirement, limits) and not beaten(c)]
@@ -226,18 +235,18 @@ def _time_block(
     limits: Limits,
     rng: np.random.Generator,
     canaries: list[int],
+    lead_ns: int,
 ) -> None:
     if contender.error is not None:
         return
     calls = int(min(max(1, BLOCK_NS / max(contender.call_ns, 1)), BLOCK_MOST))
     blocks = contender.profile.blocks
     number = len(blocks) % len(contender.workers)
-    lead = SPIN_NS if contender.job.settings.threads > 1 else 0
     timeout = limits.timeout_s + 20 * (calls + 2) * contender.call_ns / 1e9
     started = time.time_ns()  # a clock that later runs share
     try:
         order = rng.integers(0, sample_count, calls).tolist()
-        reply = contender.workers[number].call("time", timeout, order=order, lead_ns=lead)
+        reply = contender.workers[number].call("time", timeout, order=order, lead_ns=lead_ns)
     except WorkerError as error:
         contender.error = str(error)
         return

@@ -44,6 +44,7 @@ from optimize.report import VariantReport
 from optimize.request import Request
 from optimize.targets.base import Job, Settings, Target
 from optimize.targets.inputs import write_inputs
+from optimize.worker import THREADS
 
 FRESH_PROCESSES = 3
 MEMORY_SHARE = 0.5
@@ -208,7 +209,13 @@ class Screening:
         provider = self.settings.provider
         if runtime != self.settings.runtime:
             provider = find_runtime(runtime).provider
-        return replace(self.settings, runtime=runtime, provider=provider, config=model.config)
+        return replace(
+            self.settings,
+            runtime=runtime,
+            provider=provider,
+            threads=int(dict(model.config).get(THREADS, self.settings.threads)),
+            config=model.config,
+        )
 
     # What earlier runs found out.
 
