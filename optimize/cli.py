@@ -112,6 +112,15 @@ Jobs = Annotated[
     int | None, typer.Option("--jobs", help="Passes at once.  [default: the cores granted]")
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Measure again what the cache knows.")]
+TuneSession = Annotated[
+    bool,
+    typer.Option(
+        "--tune-session", help="Try threads, up to the cores, and options of the best's session."
+    ),
+]
+Trials = Annotated[
+    int, typer.Option("--trials", help="Chains to try beyond the plan; needs tailfit[search].")
+]
 Out = Annotated[
     str | None,
     typer.Option("--out", help="Result folder.  [default: MODEL.optimized; profile: none]"),
@@ -191,6 +200,8 @@ def run_command(
     cache: Cache = None,
     no_cache: NoCache = False,
     fresh: Fresh = False,
+    tune_session: TuneSession = False,
+    trials: Trials = 0,
     jobs: Jobs = None,
     out: Out = None,
     seed: Seed = 0,
@@ -227,6 +238,8 @@ def compare_command(
     cache: Cache = None,
     no_cache: NoCache = False,
     fresh: Fresh = False,
+    tune_session: TuneSession = False,
+    trials: Trials = 0,
     jobs: Jobs = None,
     out: Out = None,
     seed: Seed = 0,

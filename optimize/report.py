@@ -168,6 +168,7 @@ class VariantReport:
     the runtime's own profiler, in a pass of its own. ``config`` are the options that the runtime
     must load the artefact with. ``steps`` are the chain's passes with what each of them changed,
     ``explanation`` says what keeps the variant from being faster and what cost its accuracy.
+    ``trial`` says that a search beyond the plan proposed it.
     ``bound_ms`` is the least latency that this device allows. ``recalled`` says that its timings
     in the comparison are all an earlier run's, from the cache.
     """
@@ -192,6 +193,7 @@ class VariantReport:
     explanation: tuple[str, ...] = ()
     bound_ms: float | None = None
     recalled: bool = False
+    trial: bool = False
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ from optimize.prepare import Prepared
 from optimize.records import Records, function_parts
 from optimize.report import VariantReport
 from optimize.request import Request
+from optimize.search import Outcome
 from optimize.targets.base import Job, Settings, Target
 from optimize.targets.inputs import write_inputs
 from optimize.worker import THREADS
@@ -143,6 +144,45 @@ class Screening:
         ]
         if rest:
             self._time(rest, limits, observer, 0)
+
+    def measure_more(self, variants: Sequence[Variant], limits: Limits, observer: Observer) -> None:
+        """Evaluate and time further variants, after :meth:`measure`.
+
+        Those that are out of the race are timed for information. All must be among the
+        ``contenders``.
+        """
+        self._measure([self._add(variant) for variant in variants], limits, observer)
+
+    def outcome(self, name: str) -> Outcome | None:
+        """What a search learns from a variant; None if it was not measured.
+
+        Its speed is that of when it was first asked for, also if that was an earlier run on the
+        same records: calls timed later pair some of its blocks with others of the source, and the
+        same search must take the same way again.
+        """
+        candidate = next(c for c in self._candidates if c.variant.name == name)
+        accuracy, source = candidate.accuracy, self._candidates[0]
+        speedup = 1.0 if candidate is source else self._first_speedup(candidate)
+        if accuracy is None or speedup is None:
+            return None
+        by_size = self.request.objective == "size"
+        cost = candidate.model.size_bytes / source.model.size_bytes if by_size else 1 / speedup
+        floor = self.prepared.floor
+        sign = 1 if accuracy.higher_is_better else -1
+        misses = {"floor": sign * (accuracy.limit(floor) - accuracy.value)}
+        for budget in self.request.budgets:
+            if budget.quantity == "size":
+                misses["size"] = candidate.model.size_bytes / budget.limit - 1
+        return Outcome(cost, accuracy.change, misses)
+
+    def _first_speedup(self, candidate: Candidate) -> float | None:
+        source = self._candidates[0]
+        parts = {"speedup": self._served(candidate), **self._latency_parts(source)}
+        speedup: float | None = self.records.recall(parts)
+        if speedup is None and candidate.speedup[0] is not None:
+            speedup = candidate.speedup[0]
+            self.records.keep(parts, speedup, f"speed of {candidate.variant.name}")
+        return speedup
 
     def confirm(self, limits: Limits, observer: Observer) -> None:
         """Time the best kept variant again in fresh processes; go on to the next if it fails."""

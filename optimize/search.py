@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
+from optimize.budgets.budget import format_bytes
 from optimize.errors import InputError
 from optimize.models.attention import has_attention
 from optimize.models.model import Model
@@ -19,6 +20,7 @@ from optimize.models.runtimes import DEFAULT_RUNTIME
 from optimize.passes.base import Pass
 from optimize.passes.chain import SOURCE, Chain
 from optimize.passes.registry import load_pass
+from optimize.report import VariantReport
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -114,7 +116,9 @@ class Space:
         """
         plan = list(chains)
         fronts = {
-            runtime: tuple(dict.fromkeys([SOURCE, *(_front(c) for c in plan if c.runtime == runtime)]))
+            runtime: tuple(
+                dict.fromkeys([SOURCE, *(_front(c) for c in plan if c.runtime == runtime)])
+            )
             for runtime in runtimes
             if runtime in _COMPRESSIONS
         }
@@ -229,7 +233,7 @@ def _values(cls: type[Pass], names: Sequence[str]) -> dict[str, tuple[Any, ...]]
 def _suitable(
     int8: Mapping[str, tuple[Any, ...]], plan: Iterable[Chain], model: Model, calibrated: bool
 ) -> dict[str, tuple[Any, ...]]:
-    """Leave out what the model has no layers for, needs data that are not there, or was not seen."""
+    """Leave out what the model has no layers or no data for, and engines that were not seen."""
     engines = {getattr(step, "engine", "") for chain in plan for step in chain.passes}
     lacking = set() if calibrated else {"static"}
     lacking |= set() if model.count(*_MATMUL) else {"weights", "matmul"}
@@ -245,6 +249,36 @@ def _accepts(cls: type[Pass], given: Mapping[str, Any]) -> bool:
     except InputError:
         return False
     return True
+
+
+def gain(ranked: Sequence[VariantReport]) -> str:
+    """What the best trial gained over the best of the plan, in words.
+
+    Args:
+        ranked: the kept variants, best first.
+    """
+    found = next((row for row in ranked if row.trial), None)
+    planned = next((row for row in ranked if not row.trial), None)
+    if found is None:
+        return "none of them is kept"
+    if found is not ranked[0]:
+        return f"none of them is better than {ranked[0].chain}"
+    if planned is None:
+        return f"the best of them, {found.chain}, is kept, and nothing of the plan is"
+    return (
+        f"the best of them, {found.chain}: {_figures(found)}; "
+        f"the best before, {planned.chain}: {_figures(planned)}"
+    )
+
+
+def _figures(row: VariantReport) -> str:
+    """Its tail, speed, accuracy and size."""
+    words = [f"p99 {row.latency.p99_ms:.3g} ms"] if row.latency else []
+    words += [f"{row.speedup:.2f}x"] if row.speedup else []
+    if row.accuracy:
+        words.append(f"{row.accuracy.metric} {row.accuracy.value:.4f}")
+    words += [format_bytes(row.size_bytes)] if row.size_bytes else []
+    return ", ".join(words)
 
 
 class Search:
