@@ -48,8 +48,10 @@ _VALUES: Mapping[tuple[str, str], tuple[Any, ...]] = {
     ("int8", "keep"): (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32),
 }
 _MATMUL = ("MatMul", "Gemm")
-# Proposals in a row from which nothing was learned: the space is used up, or as good as.
-MOST_IDLE = 100
+# Chains in a row that were tried before, or gave no new model: the space is as good as used up.
+MOST_IDLE, MOST_FRUITLESS = 100, 30
+# What is known draws proposals to itself; after so many that were tried, the next is a random one.
+MOST_DRAWN = 3
 # Before so many outcomes are known, proposals are drawn at random.
 LEAST_KNOWN = 5
 
@@ -77,6 +79,10 @@ class Outcome:
     cost: float
     accuracy: float
     misses: Mapping[str, float] = field(default_factory=dict)
+
+
+# As if it had changed nothing, and may not be proposed again: so that its like are avoided, too.
+NOTHING = Outcome(1.0, 0.0, {"artefact": 1.0})
 
 
 @dataclass(frozen=True)
@@ -317,8 +323,10 @@ class Search:
                 seed=seed, n_startup_trials=max(LEAST_KNOWN, len(seeds))
             ),
         )
+        self._guided = self._study.sampler
+        self._random = optuna.samplers.RandomSampler(seed=seed)
         self._trial: Trial | None = None
-        self._idle = 0
+        self._fruitless = 0
         for parameters, outcome in seeds:
             self._study.enqueue_trial(self._stored(parameters or {}))
             self._next()
@@ -326,25 +334,25 @@ class Search:
 
     def ask(self) -> Chain | None:
         """A chain that was not tried before; None if hardly any is left."""
-        while self._idle < MOST_IDLE:
+        from optuna.trial import TrialState
+
+        if self._fruitless >= MOST_FRUITLESS:
+            return None
+        for idle in range(MOST_IDLE):
+            self._study.sampler = self._guided if idle < MOST_DRAWN else self._random
             chain = self._next()
-            self._idle += 1
             if str(chain) not in self._tried:
                 self._tried.add(str(chain))
                 return chain
-            self.tell(None)
+            self._study.tell(self._trial, state=TrialState.FAIL)  # nothing new to learn
         return None
 
     def tell(self, outcome: Outcome | None) -> None:
-        """Say what the chain asked for last came to; None if there is nothing to learn from it."""
-        from optuna.trial import TrialState
-
+        """Say what the chain asked for last came to; None if it gave nothing that could be used."""
         trial = self._trial
         assert trial is not None  # asked before
-        if outcome is None:
-            self._study.tell(trial, state=TrialState.FAIL)
-            return
-        self._idle = 0
+        self._fruitless = self._fruitless + 1 if outcome is None else 0
+        outcome = outcome or NOTHING
         for name, miss in outcome.misses.items():
             trial.set_constraint(name, miss)
         self._study.tell(trial, [outcome.cost, outcome.accuracy])
