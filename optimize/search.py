@@ -329,7 +329,7 @@ class Search:
         self._fruitless = 0
         for parameters, outcome in seeds:
             self._study.enqueue_trial(self._stored(parameters or {}))
-            self._next()
+            self._trial, _ = self._next()
             self.tell(outcome)
 
     def ask(self) -> Chain | None:
@@ -340,11 +340,12 @@ class Search:
             return None
         for idle in range(MOST_IDLE):
             self._study.sampler = self._guided if idle < MOST_DRAWN else self._random
-            chain = self._next()
+            trial, chain = self._next()
             if str(chain) not in self._tried:
                 self._tried.add(str(chain))
+                self._trial = trial
                 return chain
-            self._study.tell(self._trial, state=TrialState.FAIL)  # nothing new to learn
+            self._study.tell(trial, state=TrialState.FAIL)  # nothing new to learn
         return None
 
     def tell(self, outcome: Outcome | None) -> None:
@@ -357,15 +358,15 @@ class Search:
             trial.set_constraint(name, miss)
         self._study.tell(trial, [outcome.cost, outcome.accuracy])
 
-    def _next(self) -> Chain:
-        trial = self._trial = self._study.ask()
+    def _next(self) -> tuple[Trial, Chain]:
+        trial = self._study.ask()
 
         def choose(name: str, values: Sequence[Any]) -> Any:
             if _ordered(values):
                 return values[trial.suggest_int(name, 0, len(values) - 1)]
             return trial.suggest_categorical(name, values)
 
-        return self._space.propose(choose)
+        return trial, self._space.propose(choose)
 
     def _stored(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Choices as the study knows them: ordered values by their places."""

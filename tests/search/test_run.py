@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from optimize.budgets.budget import Budget, Floor
+from optimize.build import Variant
 from optimize.console import SHOWN_TRIALS, show, shown
 from optimize.passes.chain import Chain
 from optimize.pipeline import run
@@ -22,6 +23,7 @@ from optimize.targets.base import Job
 from optimize.targets.local import LocalTarget, LocalWorker
 
 TRIALS = 4
+PLAN = ("fold,fuse", "fold,fuse,int8{mode=static}")
 
 
 class Watched(LocalTarget):
@@ -49,7 +51,7 @@ def again(digits_onnx: Path, digits_npz: Path, tmp_path_factory: pytest.TempPath
             (Budget.parse("p90=2s"),),
             floor=Floor.parse("drop=0.1"),
             data=str(digits_npz),
-            chains=(Chain.parse("fold,fuse"), Chain.parse("fold,fuse,int8{mode=static}")),
+            chains=tuple(map(Chain.parse, PLAN)),
             threads=1,
             max_samples=200,
             trials=TRIALS,
@@ -125,21 +127,22 @@ def test_a_failing_trial_is_a_row_and_the_search_goes_on(
     again: Again, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from optimize import pipeline
-    from optimize.errors import PassFailed
 
-    execute = pipeline._run_pass
+    build = pipeline._built
+    failed: list[Chain] = []
 
-    def failing(children: Any, step: Any, *rest: Any) -> Any:
-        if step.name == "prune":
-            raise PassFailed("prune raised on purpose")
-        return execute(children, step, *rest)
+    def failing(builder: Any, limits: Any, chain: Chain) -> Variant:
+        if failed or str(chain) in ("source", *PLAN):
+            return build(builder, limits, chain)
+        failed.append(chain)
+        return Variant(chain, None, "failed", "prune raised on purpose")
 
-    monkeypatch.setattr(pipeline, "_run_pass", failing)
-    result, _ = again(cache=None, trials=6, seed=1, tune_session=False)
+    monkeypatch.setattr(pipeline, "_built", failing)
+    result, _ = again(cache=None, trials=2, tune_session=False)
     rows = [row for row in result.report.variants if row.trial]
-    failed = [row for row in rows if row.status == "failed"]
-    assert {row.reason for row in failed} == {"prune raised on purpose"}
-    assert any(row.latency for row in rows[rows.index(failed[0]) :])
+    assert [row.chain for row in rows if row.status == "failed"] == list(map(str, failed))
+    assert rows[0].reason == "prune raised on purpose"
+    assert any(row.latency for row in rows)
 
 
 def test_the_table_shows_the_plan_and_the_best_trials(first: Result) -> None:
