@@ -379,12 +379,11 @@ def _search(state: _Run, screening: Screening, observer: Observer) -> None:
         observer.step(0, f"trial {made + 1} of {request.trials}: {chain}")
         state.order.append(str(chain))
         variant = replace(_built(builder, limits, chain), trial=True)
-        if _taken(state, variant):
+        taken = _taken(state, variant)
+        if taken:
             screening.measure_more([variant], limits, observer)
-            walk.tell(screening.outcome(variant.name))
-        else:
-            walk.tell(None)
-        made += variant.model is not None or variant.problem == "failed"
+        walk.tell(screening.outcome(variant.name) if taken else None)
+        made += taken or variant.problem == "failed"
     ranked = rank(screening.rows(), request.objective, better_up)
     why = "" if made == request.trials else _ended(limits)
     state.notes.append(f"{made} of {request.trials} trials made{why}; {search.gain(ranked)}")
