@@ -19,7 +19,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[hf,report,nncf,neural-compressor,pruning,docs,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[hf,report,nncf,neural-compressor,pruning,search,docs,dev]'
 	@touch $@ $(VENV)/.demo
 
 .PHONY: demo

@@ -75,7 +75,7 @@ def _joined(blocks: tuple[Block, ...]) -> NDArray[np.int64]:
 
 
 def percentile_bounds(
-    samples_ns: NDArray[np.int64], share: float, confidence: float
+    samples_ns: NDArray[np.int64] | NDArray[np.float64], share: float, confidence: float
 ) -> tuple[float | None, float | None]:
     """One-sided lower and upper bounds of a percentile, each at ``confidence``.
 
@@ -106,6 +106,34 @@ def percentile_bounds(
     return lower, upper
 
 
+def relative_samples(reference: Profile, other: Profile) -> NDArray[np.float64]:
+    """Every latency of ``other`` as a multiple of what a call of ``reference`` took at the time.
+
+    That is the median of the reference's block that began nearest to the sample's own block, so
+    that profiles which were timed at different moments can be compared on a machine whose speed
+    drifts: both are in units of the same reference.
+
+    Returns:
+        Shape (calls of ``other``,); empty if either has no samples.
+    """
+    if not reference.blocks or not other.blocks:
+        return np.empty(0)
+    medians = [float(np.median(reference.blocks[i].samples_ns)) for i in _nearest(reference, other)]
+    blocks = zip(other.blocks, medians, strict=True)
+    return np.concatenate([block.samples_ns / median for block, median in blocks])
+
+
+def _nearest(reference: Profile, other: Profile) -> list[int]:
+    """For each block of ``other`` the number of the reference's that began nearest to it."""
+    order = np.argsort([block.started_ns for block in reference.blocks], kind="stable")
+    begun = np.array([block.started_ns for block in reference.blocks], np.int64)[order]
+    started = np.array([block.started_ns for block in other.blocks], np.int64)
+    after = np.clip(np.searchsorted(begun, started), 0, begun.size - 1)
+    before = np.clip(after - 1, 0, None)
+    closer = np.where(started - begun[before] <= np.abs(begun[after] - started), before, after)
+    return [int(i) for i in order[closer]]
+
+
 def paired_ratio(
     reference: Profile, other: Profile, confidence: float
 ) -> tuple[float | None, float | None, float | None]:
@@ -120,19 +148,11 @@ def paired_ratio(
     """
     if not reference.blocks or not other.blocks:
         return None, None, None
-    begun = np.array([block.started_ns for block in reference.blocks])
-    nearest = [int(np.abs(begun - block.started_ns).argmin()) for block in other.blocks]
+    nearest = _nearest(reference, other)
     ratios = np.array(
         [
             np.median(reference.blocks[i].samples_ns) / np.median(block.samples_ns)
             for i, block in zip(nearest, other.blocks, strict=True)
         ]
     )
-    # The bounds take integers: millionths of a ratio are exact enough.
-    scaled = np.rint(ratios * 1e6).astype(np.int64)
-    lower, upper = percentile_bounds(scaled, 0.5, (1 + confidence) / 2)
-    return (
-        float(np.median(ratios)),
-        None if lower is None else lower / 1e6,
-        None if upper is None else upper / 1e6,
-    )
+    return float(np.median(ratios)), *percentile_bounds(ratios, 0.5, (1 + confidence) / 2)

@@ -33,6 +33,7 @@ class Variant:
         label: its name where a chain does not tell it apart; empty for the chain's text.
         exact: whether its last pass promises to keep the outputs, and was checked.
         step: whether it was built only to show what each pass of a longer chain changes.
+        trial: whether a search proposed it; what its passes change one by one is not measured.
     """
 
     chain: Chain
@@ -44,6 +45,7 @@ class Variant:
     label: str = ""
     exact: bool = False
     step: bool = False
+    trial: bool = False
 
     @property
     def name(self) -> str:
@@ -74,6 +76,10 @@ class Builder:
         self._execute = execute
         self._done: dict[str, Future[PassResult | PassError]] = {}
         self._guard = Lock()
+
+    def until(self, deadline: float | None) -> None:
+        """Let passes that are still to run end by another deadline than the first."""
+        self._context = replace(self._context, deadline=deadline)
 
     def build(self, chain: Chain) -> Variant:
         """Run the passes of a chain that have not run yet."""

@@ -17,6 +17,7 @@ from optimize.report import (
     AccuracyReport,
     LatencyReport,
     OperatorReport,
+    RelativeReport,
     StepReport,
     VariantReport,
 )
@@ -117,6 +118,8 @@ def row(
         profile_s=candidate.spent_s,
         steps=_waterfall(candidate, everyone),
         explanation=candidate.explanation,
+        trial=variant.trial,
+        relative=RelativeReport.of(everyone[0].screened, candidate.screened, confidence),
         recalled=bool(profile.blocks) and candidate.recalled == len(candidate.screened.blocks),
     )
 
@@ -144,7 +147,9 @@ def _waterfall(candidate: Candidate, everyone: Sequence[Candidate]) -> tuple[Ste
     steps: list[StepReport] = []
     for prefix in candidate.variant.chain.prefixes():
         at, name = known.get(str(prefix)), str(prefix.passes[-1])
-        if at is None:  # a pass that changed nothing
+        if at is None and candidate.variant.trial:
+            steps.append(StepReport(name, None, None, None, None))
+        elif at is None:  # a pass that changed nothing
             before = steps[-1] if steps else _step("", everyone[0])
             steps.append(StepReport(**{**vars(before), "step": name, "difference": None}))
         else:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from optimize.budgets.budget import Budget, Floor
@@ -20,20 +21,32 @@ def rank(
 
     ``latency`` compares the p99; variants whose p99 bounds overlap with the fastest's are told
     apart by their medians, and those within noise by accuracy, then by size. The others compare
-    accuracy or size first and latency next.
+    accuracy or size first and latency next. Latencies count as multiples of the source's at the
+    same moment where that is known of all: not all rows were timed side by side.
     """
     kept = [v for v in variants if v.status == "kept" and v.latency and v.size_bytes]
     sign = -1.0 if higher_is_better else 1.0
+    if not all(v.relative for v in kept):
+        kept = [replace(v, relative=None) for v in kept]
+    given = {v.chain: v for v in variants}
 
     def accuracy(v: VariantReport) -> float:
         return sign * v.accuracy.value if v.accuracy else 0.0
 
     if objective == "accuracy":
-        return sorted(kept, key=lambda v: (accuracy(v), _tail(v)))
-    if objective == "size":
-        return sorted(kept, key=lambda v: (v.size_bytes or 0, _tail(v)))
+        ranked = sorted(kept, key=lambda v: (accuracy(v), _tail(v)))
+    elif objective == "size":
+        ranked = sorted(kept, key=lambda v: (v.size_bytes or 0, _tail(v)))
+    else:
+        ranked = _by_latency(kept, accuracy)
+    return [given[v.chain] for v in ranked]
+
+
+def _by_latency(
+    kept: Sequence[VariantReport], accuracy: Callable[[VariantReport], float]
+) -> list[VariantReport]:
     ranked: list[VariantReport] = []
-    left = kept
+    left = list(kept)
     while left:
         best = min(left, key=_tail)
         tied = [v for v in left if _lower(v) <= _upper(best)]
@@ -132,18 +145,26 @@ def _measured(variant: VariantReport, budget: Budget) -> float | None:
 
 
 def _tail(variant: VariantReport) -> float:
+    if variant.relative:
+        return variant.relative.p99
     return variant.latency.p99_ms if variant.latency else float("inf")
 
 
 def _median(variant: VariantReport) -> float:
+    if variant.relative:
+        return variant.relative.p50
     return variant.latency.p50_ms if variant.latency else float("inf")
 
 
 def _lower(variant: VariantReport) -> float:
     bound = variant.latency.p99_lower_ms if variant.latency else None
+    if variant.relative:
+        bound = variant.relative.p99_lower
     return _tail(variant) if bound is None else bound
 
 
 def _upper(variant: VariantReport) -> float:
     bound = variant.latency.p99_upper_ms if variant.latency else None
+    if variant.relative:
+        bound = variant.relative.p99_upper
     return float("inf") if bound is None else bound

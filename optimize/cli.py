@@ -132,6 +132,15 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Measure again what the cac
 Force = Annotated[
     bool, typer.Option("--force", help="Go on where the budget is below every lower bound.")
 ]
+TuneSession = Annotated[
+    bool,
+    typer.Option(
+        "--tune-session", help="Try threads, up to the cores, and options of the best's session."
+    ),
+]
+Trials = Annotated[
+    int, typer.Option("--trials", help="Chains to try beyond the plan; needs tailfit[search].")
+]
 Out = Annotated[
     str | None,
     typer.Option("--out", help="Result folder.  [default: MODEL.optimized; profile: none]"),
@@ -218,6 +227,8 @@ def run_command(
     cache: Cache = None,
     no_cache: NoCache = False,
     fresh: Fresh = False,
+    tune_session: TuneSession = False,
+    trials: Trials = 0,
     jobs: Jobs = None,
     force: Force = False,
     out: Out = None,
@@ -259,6 +270,8 @@ def compare_command(
     cache: Cache = None,
     no_cache: NoCache = False,
     fresh: Fresh = False,
+    tune_session: TuneSession = False,
+    trials: Trials = 0,
     jobs: Jobs = None,
     out: Out = None,
     seed: Seed = 0,

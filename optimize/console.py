@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from rich.text import Text
 from optimize.budgets.accuracy import METRICS
 from optimize.budgets.budget import format_bytes
 from optimize.choose import NOISE, frontier
+from optimize.output import REPORT
 from optimize.report import AccuracyReport, LatencyReport, Report, Result, VariantReport
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ _STYLES = {
 }
 WATCHED = ("cpu_stall_us", "involuntary_switches", "major_faults", "steal_ticks", "throttled")
 PLAIN_EVERY_S = 10.0
+SHOWN_TRIALS = 5
 
 
 class Bar:
@@ -100,8 +103,14 @@ class Lines:
 def show(result: Result, console: Console) -> None:
     """Print the table and the answer."""
     report = result.report
-    console.print(_table(report), soft_wrap=not console.is_terminal)
-    for variant in report.variants:
+    rows = shown(report)
+    console.print(_table(report, rows), soft_wrap=not console.is_terminal)
+    more = len(report.variants) - len(rows)
+    if more:
+        where = f"in {result.folder / REPORT}" if result.folder else "with --json"
+        text = f"and {more} trials that are not kept, or no better: {where}"
+        console.print(Text(text, style="dim"), soft_wrap=True)
+    for variant in rows:
         console.print(
             Text.assemble(
                 (f"{variant.chain}: ", "bold"),
@@ -110,8 +119,7 @@ def show(result: Result, console: Console) -> None:
             ),
             soft_wrap=True,
         )
-    metric = METRICS.get(report.floor.metric) if report.floor else None
-    front = frontier(report.variants, metric is None or metric.higher_is_better)
+    front = frontier(report.variants, _better_up(report))
     if len(front) > 1:
         points = (
             f"{v.chain} ({v.speedup or 1:.2f}x, {v.accuracy.value:.4f})"
@@ -122,6 +130,18 @@ def show(result: Result, console: Console) -> None:
     for note in report.notes:
         console.print(Text(f"Note: {note}."), soft_wrap=True)
     console.print(Text(answer(result)), soft_wrap=True)
+
+
+def shown(report: Report) -> list[VariantReport]:
+    """All rows of the plan; of a search's trials, the chosen one and some of the frontier's."""
+    front = frontier(report.variants, _better_up(report))
+    best = [v.chain for v in front if v.trial and v.status == "kept"][:SHOWN_TRIALS]
+    return [v for v in report.variants if not v.trial or v.chain in (*best, report.chosen)]
+
+
+def _better_up(report: Report) -> bool:
+    metric = METRICS.get(report.floor.metric) if report.floor else None
+    return metric is None or metric.higher_is_better
 
 
 def _explanation(variant: VariantReport, chosen: bool) -> str:
@@ -215,7 +235,7 @@ def _ratio(speedup: float) -> str:
     return f", {speedup:.2f}x as fast as the source"
 
 
-def _table(report: Report) -> Table:
+def _table(report: Report, rows: Sequence[VariantReport]) -> Table:
     metric = next((v.accuracy.metric for v in report.variants if v.accuracy), "accuracy")
     table = Table(title=None, box=None, pad_edge=False, header_style="bold")
     columns = (
@@ -241,7 +261,7 @@ def _table(report: Report) -> Table:
             no_wrap=not text,
             overflow="fold",
         )
-    for variant in report.variants:
+    for variant in rows:
         table.add_row(
             *_cells(variant, variant.chain == report.chosen),
             style="bold" if variant.chain == report.chosen else None,

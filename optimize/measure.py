@@ -17,6 +17,7 @@ from optimize.errors import WorkerError
 from optimize.models.data import Array
 from optimize.targets.base import Job, Target, Worker
 from optimize.targets.inputs import read_outputs
+from optimize.worker import SPINNING
 
 # Short blocks: calls of one block share the machine's mood, and the judge discounts them for it.
 BLOCK_NS = 100_000_000
@@ -97,6 +98,12 @@ class Contender:
     call_ns: float = 0.0
     rss_bytes: int = 0
     first_process: int = 0
+
+    @property
+    def spins(self) -> bool:
+        """Whether its idle threads keep their cores busy for a while after a call."""
+        settings = self.job.settings
+        return settings.threads > 1 and dict(settings.config).get(SPINNING) != "0"
 
     def close(self) -> None:
         """End its processes."""
@@ -200,18 +207,27 @@ def time_in_turns(
     One runs at a time. A worker that fails ends its own contender only, which keeps its reason.
     """
     canaries: list[int] = []
+    lead = lead_ns(contenders)
     active = [c for c in contenders if c.error is None]
     turn = 0
     while active and not limits.expired:
         for index in rng.permutation(len(active)):
             if not limits.expired and not _sits_out(active[index], requirement, turn):
-                time_block(active[index], sample_count, limits, rng, canaries)
+                time_block(active[index], sample_count, limits, rng, canaries, lead)
         turn += 1
         progress(contenders)
         waiting = [c for c in active if not settled(c, requirement, limits) and not beaten(c)]
         # The reference alone has nobody left to be compared with.
         others = [c for c in waiting if not c.reference or undecided(c, requirement)]
         active = waiting if others else []
+
+
+def lead_ns(contenders: Sequence[Contender]) -> int:
+    """How long a block waits before it begins, for threads of whoever ran last that spin on.
+
+    Also one that has but one thread itself waits for the others'.
+    """
+    return SPIN_NS if any(contender.spins for contender in contenders) else 0
 
 
 def _sits_out(contender: Contender, requirement: Requirement, turn: int) -> bool:
@@ -226,18 +242,18 @@ def time_block(
     limits: Limits,
     rng: np.random.Generator,
     canaries: list[int],
+    lead: int,
 ) -> None:
     """Time one block of a contender, a tenth of a second at most, on samples drawn by ``rng``.
 
     A worker that fails ends its contender, which keeps the reason. ``canaries`` gathers what fixed
-    work took in all blocks.
+    work took in all blocks; ``lead`` is that of :func:`lead_ns`, in nanoseconds.
     """
     if contender.error is not None:
         return
     calls = block_calls(contender.call_ns)
     blocks = contender.profile.blocks
     number = len(blocks) % len(contender.workers)
-    lead = SPIN_NS if contender.job.settings.threads > 1 else 0
     timeout = limits.timeout_s + 20 * (calls + 2) * contender.call_ns / 1e9
     started = time.time_ns()  # a clock that later runs share
     try:

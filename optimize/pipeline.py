@@ -15,11 +15,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
-from optimize import mixed, output
+from optimize import mixed, output, search, tune
 from optimize.bound import Bounder, changes_architecture
 from optimize.build import Builder, Execute, Sources, Variant
 from optimize.child import ChildDied, Children, say
-from optimize.choose import nearest_miss
+from optimize.choose import nearest_miss, rank
 from optimize.errors import InputError, PassFailed, first_cause
 from optimize.feasibility import judge_feasibility
 from optimize.measure import Limits
@@ -30,6 +30,7 @@ from optimize.models.source import Source, detect
 from optimize.models.usercode import check_function, is_reference
 from optimize.passes.base import Context, Pass, PassResult
 from optimize.passes.chain import Chain
+from optimize.passes.session import Session
 from optimize.plan import built_in, trained
 from optimize.prepare import Prepared, load_rival, prepare
 from optimize.records import Records
@@ -140,6 +141,8 @@ def run(request: Request, observer: Observer | None = None, target: Target | Non
         InputError: what was given cannot be used; nothing is written.
     """
     observer, target = observer or Silent(), target or LocalTarget()
+    if request.trials:
+        search.check_installed()
     if request.folder is not None:
         output.check_writable(request.folder)
     device = target.device()
@@ -201,6 +204,7 @@ def _stages(state: _Run, folder: Path, observer: Observer) -> None:
     judged = [variant for variant in variants if not variant.step]
     mixes = not request.as_is and request.chains is None
     contenders = len(judged) + (mixed.reserve(v.chain for v in judged) if mixes else 0)
+    contenders += len(_sessions(state)) + request.trials
     screening = Screening(
         state.target, state.settings, state.prepared, request, contenders, folder, _records(state)
     )
@@ -208,6 +212,10 @@ def _stages(state: _Run, folder: Path, observer: Observer) -> None:
     screening.measure(variants, state.limits(SCREEN_SHARE), observer)
     if mixes:
         _mix(state, screening, observer)
+    if request.tune_session:
+        _tune(state, screening, observer)
+    if request.trials:
+        _search(state, screening, observer)
     screening.close()
     if not request.as_is:
         observer.stage("explain", 0)
@@ -371,6 +379,7 @@ def _mix(state: _Run, screening: Screening, observer: Observer) -> None:
     limits = state.limits(SCREEN_SHARE)
     builder = state.builder
     assert builder is not None  # set by _build
+    builder.until(limits.deadline)
 
     def attempt(chain: Chain) -> VariantReport | None:
         observer.step(0, str(chain))
@@ -382,6 +391,82 @@ def _mix(state: _Run, screening: Screening, observer: Observer) -> None:
     for ladder in mixed.ladders(screening.rows(), state.request.everything):
         mixed.climb(ladder, attempt)
     screening.time_rest(limits, observer)
+
+
+def _sessions(state: _Run, quantized: bool = False) -> list[Session]:
+    """The session options to try."""
+    if not state.request.tune_session:
+        return []
+    return list(tune.sessions(state.settings.threads, _most_threads(state), quantized))
+
+
+def _most_threads(state: _Run) -> int:
+    """As many as there are cores for the model."""
+    return min(state.device.granted_cores, len(state.settings.cpus or ()) or 10**6)
+
+
+def _tune(state: _Run, screening: Screening, observer: Observer) -> None:
+    """Serve the best variant so far with other threads and session options."""
+    assert state.prepared is not None  # set before anything is measured
+    better_up = state.prepared.metric.higher_is_better
+    base = tune.base(screening.rows(), state.request.objective, better_up)
+    if base is None:
+        state.notes.append("no session was tuned: no variant comes near the budgets and the floor")
+        return
+    limits = state.limits(SCREEN_SHARE)
+    observer.stage("tune session", 0)
+    chains = [tune.tuned(base, s) for s in _sessions(state, state.artefacts[str(base)].quantized)]
+    screening.measure_more(_more(state, chains, limits), limits, observer)
+
+
+def _more(state: _Run, chains: Sequence[Chain], limits: Limits) -> list[Variant]:
+    """Build further chains; those that are to be measured."""
+    assert state.builder is not None  # set by _build
+    state.builder.until(limits.deadline)
+    new = [chain for chain in chains if str(chain) not in state.order]
+    state.order += map(str, new)
+    built = [_built(state.builder, limits, chain) for chain in new]
+    return [variant for variant in built if _taken(state, variant)]
+
+
+def _search(state: _Run, screening: Screening, observer: Observer) -> None:
+    """Try chains that no plan has, as many as were asked for or the time allows."""
+    request, prepared, builder = state.request, state.prepared, state.builder
+    assert prepared is not None  # set before anything is measured
+    assert builder is not None  # set by _build
+    limits, planned = state.limits(SCREEN_SHARE), screening.rows()
+    builder.until(limits.deadline)
+    tuned = (0, *tune.thread_counts(state.settings.threads, _most_threads(state)))
+    space = search.Space.of(
+        [Chain.parse(row.chain) for row in planned],
+        prepared.exported.model,
+        prepared.calibration is not None,
+        request.runtimes,
+        tuned if request.tune_session else (),
+    )
+    known = dict.fromkeys(state.order) | {r.chain: screening.outcome(r.chain) for r in planned}
+    better_up = prepared.metric.higher_is_better
+    walk = search.Search(space, request.seed, better_up, known)
+    observer.stage("search", 0)
+    made = 0
+    while made < request.trials and not limits.expired and (chain := walk.ask()):
+        observer.step(0, f"trial {made + 1} of {request.trials}: {chain}")
+        state.order.append(str(chain))
+        variant = replace(_built(builder, limits, chain), trial=True)
+        taken = _taken(state, variant)
+        if taken:
+            screening.measure_more([variant], limits, observer)
+        walk.tell(screening.outcome(variant.name) if taken else None)
+        made += taken or variant.problem == "failed"
+    ranked = rank(screening.rows(), request.objective, better_up)
+    why = "" if made == request.trials else _ended(limits)
+    state.notes.append(f"{made} of {request.trials} trials made{why}; {search.gain(ranked)}")
+
+
+def _ended(limits: Limits) -> str:
+    if limits.expired:
+        return ", the time limit left none for more"
+    return ", hardly any chain is left that was not tried"
 
 
 def _as_they_are(state: _Run, folder: Path, observer: Observer) -> list[Variant]:
@@ -449,6 +534,7 @@ def _unbuilt(variant: Variant) -> VariantReport:
         reason=variant.reason,
         notes=variant.notes,
         build_s=variant.seconds,
+        trial=variant.trial,
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from optimize.budgets.accuracy import Accuracy
 from optimize.budgets.budget import PERCENTILES, Budget, Floor
-from optimize.budgets.profile import Profile, percentile_bounds
+from optimize.budgets.profile import Profile, percentile_bounds, relative_samples
 from optimize.budgets.verdict import Status
 from optimize.errors import InputError
 from optimize.targets.base import Device
@@ -104,6 +104,29 @@ def _parts(profile: Profile) -> dict[str, PartReport]:
 
 
 @dataclass(frozen=True)
+class RelativeReport:
+    """Latencies as multiples of what a call of the source took at the same moment (its median).
+
+    Rows that were timed at different moments can be compared by them, on a machine whose speed
+    drifts, too. The bounds are one-sided, each at the run's confidence.
+    """
+
+    p50: float
+    p99: float
+    p99_lower: float | None
+    p99_upper: float | None
+
+    @classmethod
+    def of(cls, source: Profile, profile: Profile, confidence: float) -> RelativeReport | None:
+        """Compare two profiles; None if one has no samples."""
+        samples = relative_samples(source, profile)
+        if samples.size == 0:
+            return None
+        p50, p99 = np.quantile(samples, (0.5, 0.99), method="inverted_cdf")
+        return cls(float(p50), float(p99), *percentile_bounds(samples, 0.99, confidence))
+
+
+@dataclass(frozen=True)
 class OperatorReport:
     """One operator type: its nodes, its milliseconds a call, and its share of all operators."""
 
@@ -168,8 +191,10 @@ class VariantReport:
     the runtime's own profiler, in a pass of its own. ``config`` are the options that the runtime
     must load the artefact with. ``steps`` are the chain's passes with what each of them changed,
     ``explanation`` says what keeps the variant from being faster and what cost its accuracy.
+    ``trial`` says that a search beyond the plan proposed it.
     ``bound_ms`` is the least latency that this device allows. ``recalled`` says that its timings
-    in the comparison are all an earlier run's, from the cache.
+    in the comparison are all an earlier run's, from the cache. ``relative`` are its latencies in
+    the comparison as multiples of the source's, by which variants are ranked.
     """
 
     chain: str
@@ -192,6 +217,8 @@ class VariantReport:
     explanation: tuple[str, ...] = ()
     bound_ms: float | None = None
     recalled: bool = False
+    relative: RelativeReport | None = None
+    trial: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from optimize.models.model import TensorSpec
 from optimize.models.runtimes import DEFAULT_RUNTIME, find_runtime, runtime_names
 from optimize.models.usercode import is_reference
 from optimize.passes.chain import Chain
+from optimize.search import RUNTIMES as SEARCHED
 from optimize.worker import granted_cpus
 
 DEFAULT_TIME_LIMIT_S = 600.0
@@ -55,6 +56,8 @@ class Request:
         rivals: further models to judge beside ``model``, with ``as_is``.
         labels: names for ``model`` and ``rivals``; empty for their files' names.
         cache: the folder that work is kept in between runs; None for none.
+        tune_session: whether threads and session options of the best variant are tried, too.
+        trials: chains to try beyond the plan, proposed by what is known so far.
         jobs: passes that may run at once; None for what cores and memory allow.
         fresh: whether what earlier runs measured is forgotten.
         force: whether to go on where the budget is below the lower bound of every variant.
@@ -101,6 +104,8 @@ class Request:
     distill: str | None = None
     student: str | None = None
     prune: str | None = None
+    tune_session: bool = False
+    trials: int = 0
 
     def __post_init__(self) -> None:
         """Check what can be checked without loading anything.
@@ -128,6 +133,12 @@ class Request:
             raise InputError(f"--time-limit {self.time_limit_s:g} s is not positive")
         if self.seed < 0:
             raise InputError(f"--seed {self.seed} is negative")
+        if self.trials < 0:
+            raise InputError(f"--trials {self.trials} is negative")
+        if self.trials and not set(self.runtimes) & set(SEARCHED):
+            raise InputError(f"--trials searches for {' and '.join(SEARCHED)}; see --runtime")
+        if self.tune_session and DEFAULT_RUNTIME not in self.runtimes:
+            raise InputError(f"--tune-session tunes {DEFAULT_RUNTIME}, which --runtime leaves out")
         if self.objective not in ("latency", "accuracy", "size"):
             raise InputError(f"--objective {self.objective} is none of latency, accuracy, size")
         if self.calibration and not self.data:

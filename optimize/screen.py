@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from optimize.budgets.accuracy import Accuracy, Outputs, Scores, compare
-from optimize.budgets.profile import Profile, paired_ratio, percentile_bounds
+from optimize.budgets.profile import Profile, paired_ratio
 from optimize.budgets.verdict import Requirement, Status, Verdict, judge, weigh
 from optimize.build import Variant
 from optimize.candidate import Candidate, row
@@ -40,10 +40,12 @@ from optimize.models.run import Difference, difference
 from optimize.models.runtimes import find_runtime
 from optimize.prepare import Prepared
 from optimize.records import Records, function_parts
-from optimize.report import VariantReport
+from optimize.report import RelativeReport, VariantReport
 from optimize.request import Request
+from optimize.search import Outcome
 from optimize.targets.base import Job, Settings, Target
 from optimize.targets.inputs import write_inputs
+from optimize.worker import THREADS
 
 FRESH_PROCESSES = 3
 # Fresh processes that together take more memory than this run one after the other, for so many
@@ -71,12 +73,15 @@ class Observer(Protocol):
 
 @dataclass(frozen=True)
 class _Standing:
-    """Whether a profile meets every latency budget, and the bounds of its p99 in nanoseconds."""
+    """Whether a profile meets every latency budget, and its p99 beside the source's median.
+
+    As multiples, since candidates may be timed at different moments.
+    """
 
     profile: Profile
+    source: Profile
     accepted: bool
-    p99_lower: float | None
-    p99_upper: float | None
+    p99: RelativeReport | None
 
 
 @dataclass
@@ -146,6 +151,45 @@ class Screening:
         if rest:
             self._time(rest, limits, observer, 0)
 
+    def measure_more(self, variants: Sequence[Variant], limits: Limits, observer: Observer) -> None:
+        """Evaluate and time further variants, after :meth:`measure`.
+
+        Those that are out of the race are timed for information. All must be among the
+        ``contenders``.
+        """
+        self._measure([self._add(variant) for variant in variants], limits, observer)
+
+    def outcome(self, name: str) -> Outcome | None:
+        """What a search learns from a variant; None if it was not measured.
+
+        Its speed is that of when it was first asked for, also if that was an earlier run on the
+        same records: calls timed later pair some of its blocks with others of the source, and the
+        same search must take the same way again.
+        """
+        candidate = next(c for c in self._candidates if c.variant.name == name)
+        accuracy, source = candidate.accuracy, self._candidates[0]
+        speedup = 1.0 if candidate is source else self._first_speedup(candidate)
+        if accuracy is None or speedup is None:
+            return None
+        by_size = self.request.objective == "size"
+        cost = candidate.model.size_bytes / source.model.size_bytes if by_size else 1 / speedup
+        floor = self.prepared.floor
+        sign = 1 if accuracy.higher_is_better else -1
+        misses = {"floor": sign * (accuracy.limit(floor) - accuracy.value)}
+        for budget in self.request.budgets:
+            if budget.quantity == "size":
+                misses["size"] = candidate.model.size_bytes / budget.limit - 1
+        return Outcome(cost, accuracy.change, misses)
+
+    def _first_speedup(self, candidate: Candidate) -> float | None:
+        source = self._candidates[0]
+        parts = {"speedup": self._served(candidate), **self._latency_parts(source)}
+        speedup: float | None = self.records.recall(parts)
+        if speedup is None and candidate.speedup[0] is not None:
+            speedup = candidate.speedup[0]
+            self.records.keep(parts, speedup, f"speed of {candidate.variant.name}")
+        return speedup
+
     def confirm(self, limits: Limits, observer: Observer) -> None:
         """Time the best kept variant again in fresh processes; go on to the next if it fails."""
         while best := self._best():
@@ -210,7 +254,13 @@ class Screening:
         provider = self.settings.provider
         if runtime != self.settings.runtime:
             provider = find_runtime(runtime).provider
-        return replace(self.settings, runtime=runtime, provider=provider, config=model.config)
+        return replace(
+            self.settings,
+            runtime=runtime,
+            provider=provider,
+            threads=int(dict(model.config).get(THREADS, self.settings.threads)),
+            config=model.config,
+        )
 
     # What earlier runs found out.
 
@@ -541,15 +591,17 @@ class Screening:
         fewest = COMPARED_CALLS if self.request.everything else 1
         if contender.profile.samples_ns.size < fewest or not contender.judged:
             return False
-        lower = self._standing(candidate).p99_lower
+        own = self._standing(candidate).p99
         rivals = [c for c in self._candidates[1:] if c is not candidate and not c.confirmed]
         standings = [(self._standing(c), c.variant.name) for c in rivals]
-        uppers = [(s.p99_upper, name) for s, name in standings if s.accepted and s.p99_upper]
-        upper, name = min(uppers, default=(None, ""))
+        bounds = [(s.p99.p99_upper, name) for s, name in standings if s.accepted and s.p99]
+        upper, name = min(((u, n) for u, n in bounds if u is not None), default=(None, ""))
+        lower = own.p99_lower if own else None
         if lower is None or upper is None or upper >= lower:
             return False
         candidate.beaten_by = (
-            f"its p99 is at least {lower / 1e6:.3g} ms, that of {name} at most {upper / 1e6:.3g} ms"
+            f"its p99 is at least {lower:.2f} of the source's median, that of {name} at most "
+            f"{upper:.2f}"
         )
         told = {"by": name, "reason": candidate.beaten_by}
         self.records.keep(self._beaten_parts(candidate), told, f"beaten by {name}")
@@ -567,15 +619,15 @@ class Screening:
 
     def _standing(self, candidate: Candidate) -> _Standing:
         """What its samples show so far; worked out once for each profile."""
-        contender = candidate.contender
+        contender, source = candidate.contender, self._candidates[0].contender.profile
         known = self._standings.get(contender.name)
-        if known is None or known.profile is not contender.profile:
+        same = known and known.profile is contender.profile and known.source is source
+        if known is None or not same:
             racing = contender.error is None and contender.judged
             evidence = weigh(contender.profile, self.requirement) if racing else ()
             accepted = bool(evidence) and all(item.decision == "accept" for item in evidence)
-            samples, confidence = contender.profile.samples_ns, self.request.confidence
-            bounds = percentile_bounds(samples, 0.99, confidence)
-            known = _Standing(contender.profile, accepted, *bounds)
+            p99 = RelativeReport.of(source, contender.profile, self.request.confidence)
+            known = _Standing(contender.profile, source, accepted, p99)
             self._standings[contender.name] = known
         return known
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from optimize.models.model import Model
-from optimize.worker import SHAPES, shapes
+from optimize.worker import GRAPH_LEVEL, SHAPES, THREADS, shapes
 
 SCRIPT = "serve.py"
 
@@ -69,10 +69,11 @@ def script(model: Model, runtime: str, provider: str, threads: int, file: str, b
         model: its signature and options.
         runtime: what serves it.
         provider: where.
-        threads: how many.
+        threads: how many, unless the model's own options say otherwise.
         file: the artefact's name in the same folder.
         batch: samples a call, for axes that may vary.
     """
+    threads = int(dict(model.config).get(THREADS, threads))
     values = {"threads": threads, "file": file, "provider": provider}
     values["inputs"] = _inputs(model, batch)
     if runtime == "openvino":
@@ -94,7 +95,9 @@ def script(model: Model, runtime: str, provider: str, threads: int, file: str, b
 def _options(model: Model) -> str:
     lines = []
     for key, value in model.config:
-        if key == "graph_optimization_level":
+        if key == THREADS:
+            continue  # set already
+        if key == GRAPH_LEVEL:
             level = f"onnxruntime.GraphOptimizationLevel.ORT_ENABLE_{value}"
             lines.append(f"options.graph_optimization_level = {level}\n")
         else:

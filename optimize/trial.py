@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from optimize.budgets.profile import Block, Profile
 from optimize.errors import WorkerError
-from optimize.measure import Contender, Limits, open_worker, time_block, warm_up
+from optimize.measure import Contender, Limits, lead_ns, open_worker, time_block, warm_up
 from optimize.models.data import Dataset
 from optimize.models.model import Model, file_digest
 from optimize.models.runtimes import find_runtime
@@ -154,11 +154,11 @@ class Race:
         return contender
 
     def _time(self, contenders: Sequence[Contender]) -> None:
-        count = len(self.trial.samples)
+        count, lead = len(self.trial.samples), lead_ns(contenders)
         while waiting := [c for c in contenders if not _enough(c, self.limits)]:
             # All go on until the last has enough: pairs are of the same moments.
             for index in self._rng.permutation(len(contenders)):
-                time_block(contenders[index], count, self.limits, self._rng, self._canaries)
+                time_block(contenders[index], count, self.limits, self._rng, self._canaries, lead)
             failed = next((c.error for c in waiting if c.error), None)
             if failed:
                 raise WorkerError(failed)

@@ -117,12 +117,16 @@ _MEMORY = {
 }
 
 
-GRAPH_LEVEL = "graph_optimization_level"
+GRAPH_LEVEL, THREADS = "graph_optimization_level", "intra_op_num_threads"
+SPINNING = "session.intra_op.allow_spinning"
 SHAPES = "input_shapes"
 
 
 def session_options(config: dict[str, str], threads: int) -> Any:
-    """Onnxruntime's session options; the key ``graph_optimization_level`` takes ALL, BASIC, ..."""
+    """Onnxruntime's session options; the key ``graph_optimization_level`` takes ALL, BASIC, ...
+
+    ``intra_op_num_threads`` replaces ``threads``; other keys are onnxruntime's own.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -133,6 +137,8 @@ def session_options(config: dict[str, str], threads: int) -> Any:
         if key == GRAPH_LEVEL:
             levels = onnxruntime.GraphOptimizationLevel
             options.graph_optimization_level = getattr(levels, f"ORT_ENABLE_{value}")
+        elif key == THREADS:
+            options.intra_op_num_threads = int(value)
         else:
             options.add_session_config_entry(key, value)
     return options

@@ -9,27 +9,34 @@ from optimize.errors import InputError, NotApplicable
 from optimize.models.model import Model
 from optimize.passes.base import Context, Pass, PassResult
 from optimize.passes.files import WITHOUT
-from optimize.worker import GRAPH_LEVEL
+from optimize.worker import GRAPH_LEVEL, SPINNING, THREADS
 
 
 @dataclass(frozen=True)
 class Session(Pass):
-    """Load the model at another graph level, or without some of onnxruntime's optimizers.
+    """Load the model at another graph level, without some optimizers, or with other threads.
 
     The graph stays as it is; the options travel with it. Some fusions are slower than what they
-    replace on some processors, for example SkipLayerNormalization on x86.
+    replace on some processors, for example SkipLayerNormalization on x86. ``threads=N`` serves
+    this variant with N threads, whatever the others get; 0 leaves it as it is. With
+    ``spinning=false`` idle threads sleep at once, which costs a wake-up for every operator and
+    leaves their cores to others.
     """
 
     name: ClassVar[str] = "session"
-    summary: ClassVar[str] = "onnxruntime's session options: graph level, optimizers left out"
+    summary: ClassVar[str] = (
+        "onnxruntime's session options: graph level, optimizers left out, threads"
+    )
     tolerance: ClassVar[float | None] = 1e-3  # other kernels sum in another order
     runtimes: ClassVar[tuple[str, ...]] = ("onnxruntime",)
 
     level: Literal["ALL", "EXTENDED", "BASIC"] = "ALL"
     without: str = "none"
+    threads: int = 0
+    spinning: bool = True
 
     def __post_init__(self) -> None:
-        """Check ``without``: ``none``, or names of optimizers joined by ``+``."""
+        """Check ``without``, ``none`` or names of optimizers joined by ``+``, and ``threads``."""
         import re
 
         if not re.fullmatch(r"\w+(\+\w+)*", self.without):
@@ -37,6 +44,8 @@ class Session(Pass):
                 f"session: without={self.without} is not of the form "
                 "SkipLayerNormFusion+MatMulAddFusion"
             )
+        if self.threads < 0:
+            raise InputError(f"session: threads={self.threads} is negative; 0 is as given")
 
     def apply(self, model: Model, context: Context) -> PassResult:
         """Set the options; the check of the outputs shows that onnxruntime takes them."""
@@ -45,6 +54,10 @@ class Session(Pass):
             changed = changed.configured({GRAPH_LEVEL: self.level})
         if self.without != "none":
             changed = left_out(changed, *self.without.split("+"))
+        if self.threads:
+            changed = changed.configured({THREADS: str(self.threads)})
+        if not self.spinning:
+            changed = changed.configured({SPINNING: "0"})
         if self == Session():
             raise NotApplicable("session without options changes nothing")
         return PassResult(changed, changed != model)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import hypothesis
 import numpy as np
 import onnx
 import onnxruntime
@@ -26,6 +27,10 @@ from optimize.passes.chain import Chain
 
 # Tests leave nothing in the user's cache, and find nothing there.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="optimize-tests-")
+
+# How long an example takes is no property of the code.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 Array = NDArray[Any]
 Feed = Mapping[str, Array]

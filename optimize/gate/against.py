@@ -35,6 +35,7 @@ from optimize.measure import (
     Limits,
     block_calls,
     collect_outputs,
+    lead_ns,
     open_worker,
     time_block,
     warm_up,
@@ -264,7 +265,7 @@ class _Comparison:
             contender.call_ns = call_ns  # so that their blocks are of the same number of calls
         blocks = max(2, math.ceil(chunk_calls(call_ns) / block_calls(call_ns)))
         rng = np.random.default_rng(self.request.seed)
-        canaries: list[int] = []
+        canaries, lead = list[int](), lead_ns(pair)
         found: list[tuple[Array, Array]] = []
         while len(found) < MOST_CHUNKS and not self._limits.expired:
             for _ in range(blocks):
@@ -272,7 +273,7 @@ class _Comparison:
                 for index in rng.permutation(2):
                     # The same seed for both: the same inputs in the same order.
                     drawn = np.random.default_rng(seed)
-                    time_block(pair[index], samples, self._limits, drawn, canaries)
+                    time_block(pair[index], samples, self._limits, drawn, canaries, lead)
             found.append((_last(old, blocks), _last(new, blocks)))
             self.say(len(found) / MOST_CHUNKS, f"{len(found) * blocks} blocks of each, in turns")
             if is_look(len(found)) and self._decided(found):
