@@ -60,6 +60,7 @@ def test_the_plan_lies_within_but_for_what_works_on_modules(
     assert outside == {
         "int8{mode=static,engine=neural-compressor}",
         "fold,int8{mode=static,engine=nncf},bf16@openvino",
+        "fold,int8{mode=static,engine=nncf},bf16,shapes@openvino",
     }
 
 
