@@ -111,7 +111,7 @@ class Remembered:
             self._store.put(key, b"", meta)
             return
         with _gathered([made], context.folder / "kept") as folder:
-            self._store.put(key, folder, meta, link=True)
+            self._store.put(key, folder, meta, link=_linkable([made]))
 
 
 def _late(context: Context) -> bool:
@@ -188,7 +188,7 @@ class RememberedExport:
             "models": [model.describe() for model in models],
         }
         with _gathered(models, folder / "kept") as kept:
-            self._store.put(key, kept, meta, link=True)
+            self._store.put(key, kept, meta, link=_linkable(models))
 
 
 def _exported(entry: Entry) -> Exported:
@@ -217,6 +217,11 @@ def _gathered(models: Sequence[Model], folder: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _linkable(models: Sequence[Model]) -> bool:
+    """Whether links will do: onnx refuses external data that has more than one name."""
+    return all(len(model.files) == 1 for model in models if model.format == "onnx")
 
 
 def _difference(told: Mapping[str, Any] | None) -> Difference | None:

@@ -55,7 +55,7 @@ MEMORY_SHARE = 0.5
 SHARES = ("top1", "top5", "f1")  # metrics that cannot fall below zero
 MOST_AT_ONCE = 16
 # A hopeless variant shows in the first fifth of the samples, if that is enough to be sure.
-FIRST_LOOK_SHARE, FIRST_LOOK_SAMPLES = 5, 50
+FIRST_LOOK_SHARE, FIRST_LOOK_SAMPLES, HOPELESS_ERROR = 5, 50, 0.01
 # Where everything is compared, even a beaten variant is timed until its p99 has an upper bound at
 # 99%, for which 459 calls are the fewest.
 COMPARED_CALLS = 500
@@ -467,7 +467,8 @@ class Screening:
 
     def _hopeless(self, scores: Scores, source: Scores) -> bool:
         """Whether some samples show beyond doubt that the floor is missed on all of them."""
-        shared = 1 - (1 - self.request.confidence) / max(1, self.contenders)
+        error = min(HOPELESS_ERROR, 1 - self.request.confidence) / max(1, self.contenders)
+        shared = 1 - error
         accuracy = compare(self.prepared.metric, scores, source, shared)
         return accuracy.meets(self.prepared.floor, strict=True) is False
 

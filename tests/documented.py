@@ -57,7 +57,7 @@ def _console(page: str, body: str) -> Iterator[Step]:
         yield step
 
 
-NAMES = "source fold fuse session equalize smooth fp16 bf16 int8 student distill prune strip"
+NAMES = "source fold fuse session equalize smooth fp16 bf16 shapes int8 student distill prune strip"
 PASS = rf"\b(?:{NAMES.replace(' ', '|')})\b(?:{{[^{{}}]*}})?"
 NUMBER = r"[-+]?\d+(?:[.,]\d+)*(?:e[-+]?\d+)?"
 UNIT = r" ?(?:%|(?:ns|us|ms|s|kB|MB|GB|x)\b)"

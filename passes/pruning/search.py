@@ -160,7 +160,7 @@ def cheapest(table: Table, need: float, slack: float, skip: Collection[Widths]) 
                     fresh[place] = entry
         best = fresh
     ranked = [
-        (max(need - place / _BINS, place / _BINS - need - slack, 0.0), lost, widths)
+        (round(max(need - place / _BINS, place / _BINS - need - slack, 0.0), 9), lost, widths)
         for place, (lost, widths) in best.items()
         if widths not in skip
     ]

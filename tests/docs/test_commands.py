@@ -13,11 +13,6 @@ if TYPE_CHECKING:
 MARKED_AT_MOST = 6
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page != "docs/tutorial.md"])
-def test_they_do_what_the_page_shows(page: str, check_page: CheckPage, tutorial: None) -> None:
-    check_page(page)
-
-
 @pytest.fixture(scope="module")
 def tutorial(project: Project) -> None:
     """Other pages go on where the tutorial ends."""
@@ -29,6 +24,11 @@ def tutorial(project: Project) -> None:
 def test_the_tutorial_does_what_it_shows(check_page: CheckPage, project: Project) -> None:
     check_page("docs/tutorial.md")
     assert (project.folder / "opened").read_text().strip().endswith("resnet.optimized/report.html")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "docs/tutorial.md"])
+def test_they_do_what_the_page_shows(page: str, check_page: CheckPage, tutorial: None) -> None:
+    check_page(page)
 
 
 def test_few_are_left_out_and_each_with_a_reason() -> None:
