@@ -201,9 +201,11 @@ def time_in_turns(
     rng: np.random.Generator,
     progress: Progress,
     beaten: Beaten = lambda _: False,
+    waits: Beaten = lambda _: False,
 ) -> None:
     """Time all contenders block by block in random order until each is decided or beaten.
 
+    Those that wait sit out for as long as another is timed that does not.
     One runs at a time. A worker that fails ends its own contender only, which keeps its reason.
     """
     canaries: list[int] = []
@@ -211,9 +213,13 @@ def time_in_turns(
     active = [c for c in contenders if c.error is None]
     turn = 0
     while active and not limits.expired:
-        for index in rng.permutation(len(active)):
-            if not limits.expired and not _sits_out(active[index], requirement, turn):
-                time_block(active[index], sample_count, limits, rng, canaries, lead)
+        others = [c for c in active if not c.reference]
+        playing = [c for c in active if c.reference or not waits(c)]
+        if all(c.reference for c in playing):
+            playing = [*playing, *others]
+        for index in rng.permutation(len(playing)):
+            if not limits.expired and not _sits_out(playing[index], requirement, turn):
+                time_block(playing[index], sample_count, limits, rng, canaries, lead)
         turn += 1
         progress(contenders)
         waiting = [c for c in active if not settled(c, requirement, limits) and not beaten(c)]

@@ -24,6 +24,7 @@ from optimize.choose import rank
 from optimize.errors import InputError, WorkerError
 from optimize.explain import Explainer, Subject
 from optimize.measure import (
+    INFORMATIVE_CALLS,
     Contender,
     Limits,
     collect_outputs,
@@ -59,6 +60,8 @@ FIRST_LOOK_SHARE, FIRST_LOOK_SAMPLES, HOPELESS_ERROR = 5, 50, 0.01
 # Where everything is compared, even a beaten variant is timed until its p99 has an upper bound at
 # 99%, for which 459 calls are the fewest.
 COMPARED_CALLS = 500
+# Who takes longer than a variant by more than this lets it go first.
+MUCH_FASTER = 0.7
 
 
 class Observer(Protocol):
@@ -73,13 +76,14 @@ class Observer(Protocol):
 
 @dataclass(frozen=True)
 class _Standing:
-    """Whether a profile meets every latency budget, and its p99 beside the source's median.
+    """Whether a profile is in the race, meets every latency budget, and its p99.
 
-    As multiples, since candidates may be timed at different moments.
+    The p99 is a multiple of the source's median, for candidates are timed at different moments.
     """
 
     profile: Profile
     source: Profile
+    racing: bool
     accepted: bool
     p99: RelativeReport | None
 
@@ -563,6 +567,7 @@ class Screening:
             np.random.default_rng(self.request.seed),
             progress,
             lambda contender: self._beaten(known[contender.name]),
+            lambda contender: self._waits(known[contender.name], limits),
         )
         for candidate in ready:
             self._keep(candidate, last=True)
@@ -608,6 +613,20 @@ class Screening:
         self.records.keep(self._beaten_parts(candidate), told, f"beaten by {name}")
         return True
 
+    def _waits(self, candidate: Candidate, limits: Limits) -> bool:
+        """Whether a much faster variant is still being timed: if it holds, this one is beaten."""
+        contender, own = candidate.contender, self._standing(candidate).p99
+        if self.request.as_is or self.request.everything or self.request.objective != "latency":
+            return False
+        if own is None or contender.profile.samples_ns.size < INFORMATIVE_CALLS:
+            return False
+        for rival in self._candidates[1:]:
+            theirs = self._standing(rival)
+            open_still = theirs.racing and not settled(rival.contender, self.requirement, limits)
+            if open_still and theirs.p99 and theirs.p99.p50 < MUCH_FASTER * own.p50:
+                return bool(rival.contender.workers)
+        return False
+
     def _was_beaten(self, candidate: Candidate) -> bool:
         """Whether an earlier run gave it up for another variant, which is here again."""
         told = self.records.recall(self._beaten_parts(candidate))
@@ -628,7 +647,7 @@ class Screening:
             evidence = weigh(contender.profile, self.requirement) if racing else ()
             accepted = bool(evidence) and all(item.decision == "accept" for item in evidence)
             p99 = RelativeReport.of(source, contender.profile, self.request.confidence)
-            known = _Standing(contender.profile, source, accepted, p99)
+            known = _Standing(contender.profile, source, racing, accepted, p99)
             self._standings[contender.name] = known
         return known
 

@@ -122,6 +122,14 @@ def test_a_beaten_variant_is_not_timed_to_the_end_and_says_by_whom(screen: Scree
     assert 0 < calls(beaten) < 3000
 
 
+def test_a_slow_variant_lets_a_much_faster_one_go_first(screen: Screen) -> None:
+    """It would hold the budget too; once the faster one does, that is not worth its time."""
+    report = screen(Target({"variant-1": (10.0, 10.0, 2), "variant-2": FAST}))
+    assert report.chosen == STATIC
+    assert report.variant(FOLD).status == "skipped"
+    assert 100 <= calls(report.variant(FOLD)) <= 200
+
+
 def test_a_comparison_gives_every_variant_its_share_of_calls(screen: Screen) -> None:
     report = screen(Target({"variant-1": OPEN, "variant-2": FAST}), everything=True)
     assert report.variant(FOLD).status == "undecided"
