@@ -67,6 +67,14 @@ VARYING = (
     (re.compile(f"{NUMBER}(?:{UNIT})?"), "N"),
     (re.compile(r"(?<!\S)\?(?!\S)"), "N"),
     (re.compile(r"(?:N as fast as|no faster than) the CHAIN(?: \([^)]*\))?"), "SPEED"),
+    # Which of the slower ones hold the budget before they are shown to be slower is a race.
+    (re.compile(r"(?<=^ {2}CHAIN)\s+(?:kept|skipped)(?= +N)"), " kept"),
+    (
+        re.compile(
+            r"not timed to the end: .*?(?=Not faster|$)|by screening, .*?(?=Not faster|$)"
+        ),
+        "… ",
+    ),
     (re.compile(r"➜"), ""),
 )
 
