@@ -70,9 +70,7 @@ VARYING = (
     # Which of the slower ones hold the budget before they are shown to be slower is a race.
     (re.compile(r"(?<=^ {2}CHAIN)\s+(?:kept|skipped)(?= +N)"), " kept"),
     (
-        re.compile(
-            r"not timed to the end: .*?(?=Not faster|$)|by screening, .*?(?=Not faster|$)"
-        ),
+        re.compile(r"not timed to the end: .*?(?=Not faster|$)|by screening, .*?(?=Not faster|$)"),
         "… ",
     ),
     (re.compile(r"➜"), ""),
