@@ -22,8 +22,10 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from optimize.models.data import Dataset
+from optimize.targets.base import Job
 from optimize.targets.inputs import write_inputs
-from optimize.worker import VERSION, Worker
+from optimize.targets.local import describe
+from optimize.worker import Worker
 
 CALLS = 400
 
@@ -45,11 +47,7 @@ def compare(folder: Path, width: int, what: str, rounds: int) -> None:
     folder.mkdir()
     x = np.zeros((1, width), np.float32)
     inputs = write_inputs(Dataset("bench", {"x": [x] * 8}), folder / "inputs")
-    worker = Worker(
-        {"version": VERSION, "runtime": "onnxruntime", "model": str(model(folder, width)),
-         "provider": "CPUExecutionProvider", "threads": 1, "config": {},
-         "inputs": str(inputs), "scratch": str(folder)}
-    )  # fmt: skip
+    worker = Worker(describe(Job(model(folder, width), inputs, folder)))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(

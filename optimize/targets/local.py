@@ -29,7 +29,7 @@ class LocalWorker:
         """Write the job's file and start the process."""
         self._scratch = job.scratch
         job_file = job.scratch / "job.json"
-        job_file.write_text(json.dumps(_describe(job)))
+        job_file.write_text(json.dumps(describe(job)))
         self._log = job.scratch / "stderr.txt"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -129,7 +129,8 @@ class LocalTarget(Target):
             raise
 
 
-def _describe(job: Job) -> dict[str, Any]:
+def describe(job: Job) -> dict[str, Any]:
+    """What :mod:`optimize.worker` reads of a job, as JSON."""
     return {
         "version": worker_file.VERSION,
         "runtime": job.settings.runtime,
