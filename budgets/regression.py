@@ -137,17 +137,8 @@ def _ratio(
 ) -> Ratio:
     share = PERCENTILES[name]
     found = _percentile(model, share) / _percentile(baseline, share)
-    # The bounds take integers: millionths of a ratio are exact enough.
-    scaled = np.rint(found * 1e6).astype(np.int64)
-    low, high = percentile_bounds(scaled, 0.5, confidence)
-    return Ratio(
-        quantity=name,
-        value=float(np.median(found)),
-        low=None if low is None else low / 1e6,
-        high=None if high is None else high / 1e6,
-        chunks=len(found),
-        tolerance=tolerance,
-    )
+    low, high = percentile_bounds(found, 0.5, confidence)
+    return Ratio(name, float(np.median(found)), low, high, len(found), tolerance)
 
 
 def _percentile(chunks: NDArray[np.int64], share: float) -> NDArray[np.float64]:

@@ -35,7 +35,7 @@ COUNT_S, MEASURE_S = 5, 10
 # that the bound holds for the median and all that is above it, in samples drawn at random, too.
 SMALLER = 0.3
 # Of other passes, plug-ins among them, it is not known what operations they leave.
-_SAME_OPERATIONS = frozenset("fold fuse session equalize smooth fp16 bf16 int8".split())
+_SAME_OPERATIONS = frozenset("fold fuse session shapes equalize smooth fp16 bf16 int8".split())
 _HINTS: Mapping[str, Precision] = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from optimize.errors import InputError, OptimizeError
 from optimize.models.model import FILE_NAME, Model, Signature
-from optimize.scratch import scratch_folder
+from optimize.scratch import made, scratch_folder
 
 MANIFEST = "manifest.json"
 REPORT = "report.json"
@@ -66,7 +66,7 @@ def write(
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with scratch_folder(folder.parent, f".{folder.name}.") as staging:
+        with scratch_folder(folder.parent, _staging(folder)) as staging:
             _fill(staging / "new", report_json, manifest, artefact, extra)
             _swap(staging / "new", folder)
     except OSError as error:
@@ -204,10 +204,14 @@ def _swap(new: Path, folder: Path) -> None:
 
 def _recover(folder: Path) -> None:
     """Put an earlier result back that a killed run had moved out of the way."""
-    if not folder.exists():
-        for old in folder.parent.glob(f".{folder.name}.*/old"):
-            old.rename(folder)
+    for staging in [] if folder.exists() else made(folder.parent, _staging(folder)):
+        if (staging / "old").is_dir():
+            (staging / "old").rename(folder)
             return
+
+
+def _staging(folder: Path) -> str:
+    return f".{folder.name}.writing-"
 
 
 def _exchanged(first: Path, second: Path) -> bool:

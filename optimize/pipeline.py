@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -53,7 +52,7 @@ from optimize.report import (
 from optimize.reports import folder as reports
 from optimize.reports.command import command
 from optimize.request import Request, spec_text
-from optimize.scratch import scratch_folder
+from optimize.scratch import run_folder
 from optimize.screen import Screening
 from optimize.serve import SCRIPT, script
 from optimize.store import TRAINING, Store
@@ -150,7 +149,7 @@ def run(request: Request, observer: Observer | None = None, target: Target | Non
         threads=request.threads or min(device.granted_cores, len(request.cpus or ()) or 10**6),
         cpus=request.cpus or tuple(granted_cpus()),
     )
-    with scratch_folder(Path(tempfile.gettempdir()), "optimize-run-") as folder:
+    with run_folder() as folder:
         state = _Run(request, target, device, settings, folder, time.monotonic())
         state.children = Children(_jobs(request, device))
         if request.cache is not None:

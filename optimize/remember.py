@@ -46,7 +46,7 @@ class Remembered:
         """Return the pass's result; of several runs that want it, one works and the others wait.
 
         Raises:
-            NotApplicable: as the pass raised it, now or when it was tried before.
+            NotApplicable: as the pass raised it, now or, unless it times, when it was tried before.
             PassFailed: as the pass raises it; a failure may pass, so it is not kept.
         """
         key = key_of(self._parts(step, model, context))
@@ -56,10 +56,10 @@ class Remembered:
                 return _recall(entry, model)
             what = f"{step} of {model.digest[:12]}"
             try:
-                with self._store.turn(shared=True, deadline=context.deadline):
+                with self._store.turn(shared=not step.times, deadline=context.deadline):
                     result = self._execute(step, model, context)
             except NotApplicable as refusal:
-                if not _late(context):
+                if not _late(context) and not step.times:  # another moment may be another answer
                     self._store.put(key, b"", {"what": what, "refusal": str(refusal)})
                 raise
             if not _late(context):  # training that was cut short is not what the chain asks for

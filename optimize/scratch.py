@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from optimize.locks import lock
+
+_ENDING = "[a-z0-9_]{8}"  # as tempfile.mkdtemp makes it
 
 
 @contextlib.contextmanager
@@ -38,9 +41,23 @@ def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
             os.close(descriptor)
 
 
+def run_folder() -> contextlib.AbstractContextManager[Path]:
+    """A folder for a run, where the system has its temporary files."""
+    return scratch_folder(Path(tempfile.gettempdir()), "optimize-run-")
+
+
+def made(parent: Path, prefix: str) -> list[Path]:
+    """The folders of that prefix that :func:`scratch_folder` made, and nobody else's."""
+    name = re.compile(re.escape(prefix) + _ENDING)
+    try:
+        return [path for path in parent.iterdir() if name.fullmatch(path.name)]
+    except OSError:
+        return []
+
+
 def sweep(parent: Path, prefix: str) -> None:
     """Remove the folders under a prefix that no process holds."""
-    for path in parent.glob(f"{prefix}*"):
+    for path in made(parent, prefix):
         with contextlib.suppress(OSError):
             if path.is_symlink() or not path.is_dir() or path.stat().st_uid != os.getuid():
                 continue

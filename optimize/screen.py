@@ -36,17 +36,15 @@ from optimize.measure import (
     warm_up,
 )
 from optimize.models.data import Array
-from optimize.models.model import Model
 from optimize.models.run import Difference, difference
-from optimize.models.runtimes import find_runtime
 from optimize.prepare import Prepared
 from optimize.records import Records, function_parts
 from optimize.report import RelativeReport, VariantReport
 from optimize.request import Request
 from optimize.search import Outcome
-from optimize.targets.base import Job, Settings, Target
+from optimize.targets.base import Settings, Target
 from optimize.targets.inputs import write_inputs
-from optimize.worker import THREADS
+from optimize.targets.serving import serving
 
 FRESH_PROCESSES = 3
 # Fresh processes that together take more memory than this run one after the other, for so many
@@ -76,14 +74,14 @@ class Observer(Protocol):
 
 @dataclass(frozen=True)
 class _Standing:
-    """Whether a profile is in the race, meets every latency budget, and its p99.
+    """Whether a profile is still open or meets every latency budget, and its p99.
 
     The p99 is a multiple of the source's median, for candidates are timed at different moments.
     """
 
     profile: Profile
     source: Profile
-    racing: bool
+    open: bool
     accepted: bool
     p99: RelativeReport | None
 
@@ -237,34 +235,14 @@ class Screening:
         """Take a variant up, with what earlier runs found out about it."""
         model, number = variant.model, len(self._candidates)
         assert model is not None  # only what was built is measured
-        job = Job(
-            model=model.path,
-            inputs=self.folder / "inputs",
-            scratch=self.folder / f"variant-{number}",
-            settings=self._settings(variant, model),
-            names=_names(model),
-            pre=self.request.pre,
-            post=self.request.post,
-        )
+        inputs, scratch = self.folder / "inputs", self.folder / f"variant-{number}"
+        pre, post = self.request.pre, self.request.post
+        job = serving(model, variant.chain.runtime, self.settings, inputs, scratch, pre, post)
         contender = Contender(variant.name, job, reference=number == 0)
         candidate = Candidate(variant, model, contender)
         self._candidates.append(candidate)
         self._recall(candidate)
         return candidate
-
-    def _settings(self, variant: Variant, model: Model) -> Settings:
-        """How this variant is served: by its own runtime, with its own options."""
-        runtime = variant.chain.runtime
-        provider = self.settings.provider
-        if runtime != self.settings.runtime:
-            provider = find_runtime(runtime).provider
-        return replace(
-            self.settings,
-            runtime=runtime,
-            provider=provider,
-            threads=int(dict(model.config).get(THREADS, self.settings.threads)),
-            config=model.config,
-        )
 
     # What earlier runs found out.
 
@@ -553,11 +531,10 @@ class Screening:
         def progress(contenders: Sequence[Contender]) -> None:
             for candidate in ready:
                 self._keep(candidate)
-            left = sum(_seconds_left(c, self.requirement, limits) for c in contenders)
+            left = [_seconds_left(c, self.requirement, limits) for c in contenders]
             calls = sum(c.profile.samples_ns.size for c in contenders)
-            idle = sum(_seconds_left(c, self.requirement, limits) == 0 for c in contenders)
-            text = f"{calls} calls timed, about {left:.0f} s left"
-            observer.step(len(self._candidates) + done - 1 + idle, text)
+            text = f"{calls} calls timed, about {sum(left):.0f} s left"
+            observer.step(len(self._candidates) + done - 1 + left.count(0.0), text)
 
         time_in_turns(
             [candidate.contender for candidate in ready],
@@ -620,12 +597,12 @@ class Screening:
             return False
         if own is None or contender.profile.samples_ns.size < INFORMATIVE_CALLS:
             return False
-        for rival in self._candidates[1:]:
-            theirs = self._standing(rival)
-            open_still = theirs.racing and not settled(rival.contender, self.requirement, limits)
-            if open_still and theirs.p99 and theirs.p99.p50 < MUCH_FASTER * own.p50:
-                return bool(rival.contender.workers)
-        return False
+        return any(
+            theirs.open and theirs.p99 is not None and theirs.p99.p50 < MUCH_FASTER * own.p50
+            for rival in self._candidates[1:]
+            if rival.contender.workers and not limits.exhausted(rival.contender.profile)
+            for theirs in [self._standing(rival)]
+        )
 
     def _was_beaten(self, candidate: Candidate) -> bool:
         """Whether an earlier run gave it up for another variant, which is here again."""
@@ -646,8 +623,9 @@ class Screening:
             racing = contender.error is None and contender.judged
             evidence = weigh(contender.profile, self.requirement) if racing else ()
             accepted = bool(evidence) and all(item.decision == "accept" for item in evidence)
+            still = racing and undecided(contender, self.requirement)
             p99 = RelativeReport.of(source, contender.profile, self.request.confidence)
-            known = _Standing(contender.profile, source, racing, accepted, p99)
+            known = _Standing(contender.profile, source, still, accepted, p99)
             self._standings[contender.name] = known
         return known
 
@@ -724,16 +702,31 @@ class Screening:
         )
         if not _confirmed(fresh, requirement, limits):
             with self.records.alone(limits.deadline):
-                self._time_fresh(fresh, requirement, limits, observer)
-            self.records.keep_profile(parts, fresh.profile, f"fresh {screened.name}", last=True)
+                keep = partial(self._keep_fresh, parts, fresh)
+                self._time_fresh(fresh, requirement, limits, observer, keep)
+                keep(last=True)
         candidate.contender = replace(fresh, judged=screened.judged, reference=screened.reference)
-        verdict = self._judge(candidate, requirement)
-        lead = f"in {FRESH_PROCESSES} fresh processes, "
+        verdict, processes = self._judge(candidate, requirement), _processes(fresh)
+        lead = f"in {processes} fresh processes, "
+        if verdict.status == "kept" and processes < FRESH_PROCESSES:
+            verdict = replace(verdict, status="undecided")
+            lead = f"only {processes} of {FRESH_PROCESSES} fresh processes were timed; "
         candidate.verdict = replace(verdict, reason=lead + verdict.reason)
 
+    def _keep_fresh(self, parts: dict[str, Any], fresh: Contender, *, last: bool = False) -> None:
+        self.records.keep_profile(parts, fresh.profile, f"fresh {fresh.name}", last=last)
+
     def _time_fresh(
-        self, fresh: Contender, requirement: Requirement, limits: Limits, observer: Observer
+        self,
+        fresh: Contender,
+        requirement: Requirement,
+        limits: Limits,
+        observer: Observer,
+        keep: Callable[[], None],
     ) -> None:
+        def progress(_: Sequence[Contender]) -> None:
+            keep()
+
         rng = np.random.default_rng(self.request.seed + 1)
         count = len(self.prepared.latency)
         try:
@@ -747,10 +740,11 @@ class Screening:
                     warm_up(fresh, limits)
                     share = fresh.profile.samples_ns.size + FRESH_CALLS
                     enough = partial(_has, share)
-                    time_in_turns([fresh], requirement, count, limits, rng, _silent, enough)
+                    time_in_turns([fresh], requirement, count, limits, rng, progress, enough)
                     fresh.close()
-            warm_up(fresh, limits)
-            time_in_turns([fresh], requirement, count, limits, rng, _silent)
+            if fresh.workers:
+                warm_up(fresh, limits)
+                time_in_turns([fresh], requirement, count, limits, rng, progress)
         except WorkerError as error:
             fresh.error = str(error)
         finally:
@@ -774,16 +768,15 @@ _LATE = "the time limit ended the run before it was measured"
 
 def _confirmed(fresh: Contender, requirement: Requirement, limits: Limits) -> bool:
     """Whether what an earlier run timed in its fresh processes is all that there is to know."""
-    processes = {block.process for block in fresh.profile.blocks}
-    return len(processes) >= FRESH_PROCESSES and settled(fresh, requirement, limits)
+    return _processes(fresh) >= FRESH_PROCESSES and settled(fresh, requirement, limits)
+
+
+def _processes(contender: Contender) -> int:
+    return len({block.process for block in contender.profile.blocks})
 
 
 def _has(calls: int, contender: Contender) -> bool:
     return contender.profile.samples_ns.size >= calls
-
-
-def _silent(_: Sequence[Contender]) -> None:
-    """Tell nobody how timing goes on."""
 
 
 def _told(subject: Subject) -> dict[str, Any]:
@@ -797,12 +790,6 @@ def _difference(got: Outputs, want: Outputs) -> Difference:
     names = [name for name in want if name in got]
     pairs = [difference([{n: a} for a in got[n]], [{n: b} for b in want[n]]) for n in names]
     return max(pairs, key=lambda pair: pair.relative, default=Difference())
-
-
-def _names(model: Model) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    signature = model.signature
-    inputs = tuple(spec.name for spec in signature.inputs)
-    return inputs, tuple(spec.name for spec in signature.outputs)
 
 
 def _seconds_left(contender: Contender, requirement: Requirement, limits: Limits) -> float:

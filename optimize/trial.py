@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ from optimize.errors import WorkerError
 from optimize.measure import Contender, Limits, lead_ns, open_worker, time_block, warm_up
 from optimize.models.data import Dataset
 from optimize.models.model import Model, file_digest
-from optimize.models.runtimes import find_runtime
 from optimize.passes.latency import Share
-from optimize.targets.base import Job, Settings, Target
+from optimize.targets.base import Settings, Target
 from optimize.targets.inputs import write_inputs
+from optimize.targets.serving import serving
 
 CALLS, SECONDS, LEAST_CALLS = 3000, 2.0, 50  # of one candidate
 
@@ -132,18 +132,8 @@ class Race:
     def _opened(self, model: Model) -> Contender:
         scratch = self.folder / f"contender-{self._count}"
         self._count += 1
-        settings = replace(self.trial.settings, config=model.config)
-        if self.runtime != settings.runtime:
-            provider = find_runtime(self.runtime).provider
-            settings = replace(settings, runtime=self.runtime, provider=provider)
-        signature = model.signature
-        names = tuple(
-            tuple(s.name for s in specs) for specs in (signature.inputs, signature.outputs)
-        )
-        job = Job(
-            model.path, self.folder / "inputs", scratch, settings, (names[0], names[1]),
-            self.trial.pre, self.trial.post,
-        )  # fmt: skip
+        trial, inputs = self.trial, self.folder / "inputs"
+        job = serving(model, self.runtime, trial.settings, inputs, scratch, trial.pre, trial.post)
         contender = Contender(str(self._count), job)
         try:
             open_worker(self.trial.target, contender, self.limits)

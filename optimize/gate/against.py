@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -43,14 +41,15 @@ from optimize.measure import (
 from optimize.models.export import Exported, load_and_export
 from optimize.models.model import FILE_NAME, Model, Signature, TensorSpec
 from optimize.models.run import run
-from optimize.models.runtimes import find_runtime
 from optimize.models.source import detect
 from optimize.prepare import Prepared, prepare
 from optimize.report import Result
 from optimize.request import Request
+from optimize.scratch import run_folder
 from optimize.screen import FRESH_PROCESSES, MEMORY_SHARE
-from optimize.targets.base import Job, Settings, Target
+from optimize.targets.base import Settings, Target
 from optimize.targets.inputs import write_inputs
+from optimize.targets.serving import serving
 
 FILE = "regression.json"
 COSINE = "cosine"  # the metric that compares with the source
@@ -142,8 +141,7 @@ def hold_against(
         InputError: the baseline holds no model or takes other inputs, or one does not run here.
     """
     with ExitStack() as stack:
-        folder = Path(tempfile.mkdtemp(prefix="optimize-"))
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        folder = stack.enter_context(run_folder())
         comparison = _Comparison(baseline, request, result, gate, target, say, folder)
         return comparison.run(stack)
 
@@ -207,15 +205,11 @@ class _Comparison:
         return before, now
 
     def _side(self, what: str, model: Model, runtime: str, inputs: Path) -> _Side:
-        request, signature = self.request, model.signature
+        request = self.request
         cores = min(self.target.device().granted_cores, len(request.cpus or ()) or 10**6)
-        settings = Settings(
-            runtime, find_runtime(runtime).provider, request.threads or cores, request.cpus,
-            model.config,
-        )  # fmt: skip
-        names = (tuple(s.name for s in signature.inputs), tuple(s.name for s in signature.outputs))
+        settings = Settings(threads=request.threads or cores, cpus=request.cpus)
         scratch = self.folder / what
-        job = Job(model.path, inputs, scratch, settings, names, request.pre, request.post)
+        job = serving(model, runtime, settings, inputs, scratch, request.pre, request.post)
         return _Side(what, model, Contender(what, job), {})
 
     def _start(self, side: _Side, prepared: Prepared) -> None:

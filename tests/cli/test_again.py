@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from running import Running
+from watched import Watched
 
 from optimize.budgets.budget import Budget
 from optimize.passes.chain import Chain
@@ -20,20 +21,8 @@ from optimize.report import Result, VariantReport
 from optimize.request import Request
 from optimize.store import Store
 from optimize.targets.base import Job
-from optimize.targets.local import LocalTarget, LocalWorker
 
 CHAINS = ("fold,fuse", "fold,fuse,int8{mode=static}")
-
-
-class Watched(LocalTarget):
-    """This machine, with every worker's model noted."""
-
-    def __init__(self) -> None:
-        self.jobs: list[Job] = []
-
-    def start(self, job: Job, timeout_s: float) -> tuple[LocalWorker, dict[str, Any]]:
-        self.jobs.append(job)
-        return super().start(job, timeout_s)
 
 
 Again = Callable[..., tuple[Result, list[Job]]]

@@ -237,6 +237,8 @@ def test_ctrl_c_reports_what_is_finished_and_leaves_no_process(
     process = subprocess.Popen(
         [sys.executable, "-m", "optimize", *map(str, words)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        # However the tests themselves were started: in the background, Ctrl-C may be ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert process.stderr is not None
     for line in process.stderr:

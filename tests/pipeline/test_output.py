@@ -270,3 +270,15 @@ def test_a_kill_around_the_exchange_leaves_one_whole_result(
     assert json.loads((here / "out" / "report.json").read_text()) == {"text": text}
     write_text(here / "out", "third")
     assert [path.name for path in here.iterdir()] == ["out"]
+
+
+def test_a_name_with_brackets_is_a_name(tmp_path: Path) -> None:
+    here, name = tmp_path / "here", "model[1]*.optimized"
+    (here / f".{name}.mine").mkdir(parents=True)
+    write_text(here / name, "first")
+    done = subprocess.run([sys.executable, "-c", DYING, "2", str(here / name)])
+    assert done.returncode == 9
+    check_writable(here / name)
+    assert json.loads((here / name / "report.json").read_text()) == {"text": "first"}
+    write_text(here / name, "second")
+    assert {path.name for path in here.iterdir()} == {name, f".{name}.mine"}

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from optimize.errors import NotApplicable
+from optimize.locks import lock
 from optimize.models.data import Dataset
 from optimize.models.model import Model
 from optimize.passes.base import Context, Pass, PassResult
 from optimize.passes.chain import Chain
 from optimize.passes.distill import Distill
+from optimize.passes.fold import Fold
 from optimize.passes.prune import Prune
 from optimize.remember import Remembered
 from optimize.store import Store
@@ -162,3 +164,34 @@ def test_what_was_trained_holds_for_its_samples_only(
     for training in (None, rows.take(range(3)), rows.take(range(2)), None):
         run("distill", model, training=training)
     assert counted.runs == 3
+
+
+@dataclass(frozen=True)
+class Timed(Fold):
+    """A pass whose answer depends on the moment."""
+
+    @property
+    def times(self) -> bool:
+        return True
+
+    def apply(self, model: Model, context: Context) -> PassResult:
+        raise NotApplicable("too slow just now")
+
+
+def test_what_a_moment_has_refused_is_tried_again_and_alone(
+    graph: GraphMaker, rows: Dataset, counted: Counted, tmp_path: Path
+) -> None:
+    model, alone = graph.linear(), []
+
+    def execute(step: Pass, given: Model, context: Context) -> PassResult:
+        alone.append(lock(tmp_path / "cache" / "v1" / "turn", shared=True) is None)
+        return counted(step, given, context)
+
+    with Store(tmp_path / "cache") as store:
+        remembered = Remembered(store, execute, {"onnx": "1"})
+        for number in range(2):
+            (tmp_path / str(number)).mkdir()
+            with pytest.raises(NotApplicable, match="too slow just now"):
+                remembered(Timed(), model, Context(tmp_path / str(number), rows))
+    assert counted.runs == 2
+    assert alone == [True, True]  # nobody else on the cache builds while candidates are timed

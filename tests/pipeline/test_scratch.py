@@ -25,12 +25,19 @@ def test_it_goes_also_when_its_user_fails(tmp_path: Path) -> None:
 def test_folders_in_use_and_of_others_stay(tmp_path: Path) -> None:
     (tmp_path / "run.txt").write_text("not ours")
     (tmp_path / "other-1").mkdir()
+    (tmp_path / "run-My-backup").mkdir()
+    (tmp_path / "run-backup.old").mkdir()  # of the same prefix, and not made here
     with scratch_folder(tmp_path, "run-") as first:
         with scratch_folder(tmp_path, "run-") as second:
             assert first != second
             assert first.is_dir()
         assert first.is_dir()
-    assert {path.name for path in tmp_path.iterdir()} == {"run.txt", "other-1"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "run.txt",
+        "other-1",
+        "run-backup.old",
+        "run-My-backup",
+    }
 
 
 KILLED = """

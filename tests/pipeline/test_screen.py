@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from optimize.budgets.budget import Budget, Floor
+from optimize.measure import Contender, Limits, open_worker
 from optimize.passes.chain import Chain
 from optimize.pipeline import run
 from optimize.report import Report, VariantReport
@@ -182,6 +183,30 @@ def test_a_model_too_large_for_three_is_confirmed_one_after_the_other(
     latency = report.variant(STATIC).latency
     assert latency is not None
     assert (latency.processes, target.most_fresh) == (3, at_once)
+
+
+def test_less_than_three_fresh_processes_confirm_nothing(
+    screen: Screen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the time limit leaves time for but one of three that do not fit side by side."""
+    opened: list[Contender] = []
+
+    def open_first(target: Any, contender: Contender, limits: Limits) -> None:
+        fresh = contender.job.scratch.name.startswith("fresh")
+        if not fresh or contender not in opened:
+            open_worker(target, contender, limits)
+            opened.append(contender)
+
+    monkeypatch.setattr("optimize.screen.open_worker", open_first)
+    monkeypatch.setattr("optimize.screen.FRESH_BYTES", 1)
+    # So few calls are enough to accept at so little confidence.
+    report = screen(Target({"variant-2": FAST}), confidence=0.6)
+    row = report.variant(STATIC)
+    assert row.latency is not None
+    assert row.latency.processes == 1
+    assert row.status == "undecided"
+    assert row.reason.startswith("only 1 of 3 fresh processes were timed")
+    assert report.chosen is None
 
 
 HOPELESS = "prune{kind=mask,ratio=0.97}"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
+from watched import Watched
 
 from optimize.budgets.budget import Budget, Floor
 from optimize.build import Variant
@@ -20,21 +21,9 @@ from optimize.pipeline import run
 from optimize.report import Result
 from optimize.request import Request
 from optimize.targets.base import Job
-from optimize.targets.local import LocalTarget, LocalWorker
 
 TRIALS = 4
 PLAN = ("fold,fuse", "fold,fuse,int8{mode=static}")
-
-
-class Watched(LocalTarget):
-    """This machine, with every worker's job noted."""
-
-    def __init__(self) -> None:
-        self.jobs: list[Job] = []
-
-    def start(self, job: Job, timeout_s: float) -> tuple[LocalWorker, dict[str, Any]]:
-        self.jobs.append(job)
-        return super().start(job, timeout_s)
 
 
 Again = Callable[..., tuple[Result, list[Job]]]
