@@ -25,6 +25,7 @@ import numpy as np
 from optimize.bound import Bounder
 from optimize.build import Builder, Sources, Variant
 from optimize.errors import InputError, OptimizeError, first_cause
+from optimize.installed import versions
 from optimize.models import data as samples
 from optimize.models.data import Dataset
 from optimize.models.model import Model
@@ -32,7 +33,6 @@ from optimize.models.runtimes import find_runtime
 from optimize.passes.base import Context
 from optimize.passes.chain import Chain
 from optimize.passes.files import silent
-from optimize.pipeline import versions
 from optimize.targets.local import LocalTarget
 from optimize.worker import RUNTIMES
 

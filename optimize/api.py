@@ -11,7 +11,7 @@ from optimize.choose import Objective
 from optimize.models.model import TensorSpec
 from optimize.models.runtimes import DEFAULT_RUNTIME
 from optimize.passes.chain import Chain
-from optimize.pipeline import Observer, run
+from optimize.pipeline import run
 from optimize.report import Result
 from optimize.request import (
     DEFAULT_TIME_LIMIT_S,
@@ -22,6 +22,7 @@ from optimize.request import (
     parse_input,
     parse_runtimes,
 )
+from optimize.state import Observer
 
 
 def optimize(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from optimize.gate.check import Asked, Checked
     from optimize.gate.config import ConfigError, Declared
     from optimize.gate.outcome import Outcome
-    from optimize.pipeline import Observer
+    from optimize.state import Observer
 
 EXIT_USAGE = 2
 
@@ -212,7 +212,7 @@ def _observer(quiet: bool, verbose: bool) -> Iterator[Observer]:
     from rich.console import Console
 
     from optimize.console import Bar, Lines
-    from optimize.pipeline import Silent
+    from optimize.state import Silent
 
     console = Console(stderr=True)
     with contextlib.redirect_stdout(sys.stderr):

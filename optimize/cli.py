@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from optimize.budgets.budget import Budget, Floor
-    from optimize.pipeline import Observer
     from optimize.report import Result
+    from optimize.state import Observer
 
 EXIT_USAGE, EXIT_INTERNAL, EXIT_INTERRUPTED = 2, 70, 130
 DEFAULT = "run"

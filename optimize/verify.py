@@ -10,14 +10,16 @@ from typing import Any
 from optimize.budgets.accuracy import METRICS
 from optimize.budgets.budget import Budget, Floor
 from optimize.errors import InputError
+from optimize.installed import versions
 from optimize.models.model import FILE_NAME, file_digest
 from optimize.models.runtimes import DEFAULT_RUNTIME
 from optimize.models.source import detect
 from optimize.models.usercode import is_reference
 from optimize.output import MANIFEST, REPORT
-from optimize.pipeline import Observer, run, versions
+from optimize.pipeline import run
 from optimize.report import AccuracyReport, Report, Result
 from optimize.request import Request, parse_input
+from optimize.state import Observer
 from optimize.targets.base import Target
 from optimize.targets.local import LocalTarget
 

@@ -23,9 +23,10 @@ from optimize.gate.outcome import (
     with_regression,
     worst,
 )
-from optimize.pipeline import Observer, run
+from optimize.pipeline import run
 from optimize.report import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_KEPT, Result
 from optimize.request import Request
+from optimize.state import Observer
 from optimize.targets.base import Target
 from optimize.targets.local import LocalTarget
 

@@ -1,0 +1,94 @@
+"""What is known of a run so far, and who is told how it goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from optimize.bound import Bounder
+from optimize.build import Builder
+from optimize.child import Children
+from optimize.measure import Limits
+from optimize.models.model import Model
+from optimize.models.source import Source
+from optimize.prepare import Prepared
+from optimize.report import VariantReport
+from optimize.request import Request
+from optimize.screen import Screening
+from optimize.store import Store
+from optimize.targets.base import Device, Settings, Target
+
+
+class Observer(Protocol):
+    """Who is told how a run goes on."""
+
+    def stage(self, name: str, total: int) -> None:
+        """A stage with ``total`` steps begins; 0 if their number is unknown."""
+
+    def step(self, done: float, text: str) -> None:
+        """``done`` steps of the stage are done; ``text`` is what happens now."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line of its own."""
+
+
+class Silent:
+    """Tells nobody."""
+
+    def stage(self, name: str, total: int) -> None:
+        """Do nothing."""
+
+    def step(self, done: float, text: str) -> None:
+        """Do nothing."""
+
+    def note(self, text: str) -> None:
+        """Do nothing."""
+
+
+@dataclass
+class RunState:
+    """What is known so far, so that a run that is cut short can still report it.
+
+    Attributes:
+        request, target, device, settings: what is asked for, and where.
+        folder: the run's own.
+        started: on ``time.monotonic``.
+        children: where exports, passes and explanations run.
+        source, prepared, builder, screening: each None until its stage is reached.
+        unbuilt: rows of chains without an artefact of their own.
+        artefacts: of the others, by name.
+        notes: what a reader must know.
+        order: of the rows, by name.
+        store: the cache; None for none.
+        served: the first variant of every artefact in a runtime.
+        bounder, bounds: who knows the least latency of artefacts, and what it is by name.
+        infeasible: why no variant can meet the budgets; None if one may.
+    """
+
+    request: Request
+    target: Target
+    device: Device
+    settings: Settings
+    folder: Path
+    started: float
+    children: Children = field(default_factory=Children)
+    source: Source | None = None
+    prepared: Prepared | None = None
+    screening: Screening | None = None
+    unbuilt: list[VariantReport] = field(default_factory=list)
+    artefacts: dict[str, Model] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    order: list[str] = field(default_factory=list)
+    builder: Builder | None = None
+    store: Store | None = None
+    served: dict[tuple[str, str] | None, str] = field(default_factory=dict)
+    bounder: Bounder | None = None
+    bounds: dict[str, float | None] = field(default_factory=dict)
+    infeasible: str | None = None
+
+    def limits(self, share: float) -> Limits:
+        """Up to a share of the time limit."""
+        limit = self.request.time_limit_s
+        deadline = None if limit is None else self.started + share * limit
+        return Limits(deadline=deadline, max_samples=self.request.max_samples)
