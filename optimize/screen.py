@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol
@@ -21,10 +20,11 @@ from optimize.build import Variant
 from optimize.candidate import Candidate, row
 from optimize.child import Child, Children
 from optimize.choose import rank
+from optimize.confirm import FRESH_PROCESSES, Confirmation, processes
 from optimize.errors import InputError, WorkerError
 from optimize.explain import Explainer, Subject
+from optimize.keys import Keys
 from optimize.measure import (
-    INFORMATIVE_CALLS,
     Contender,
     Limits,
     collect_outputs,
@@ -38,28 +38,20 @@ from optimize.measure import (
 from optimize.models.data import Array
 from optimize.models.run import Difference, difference
 from optimize.prepare import Prepared
-from optimize.records import Records, function_parts
-from optimize.report import RelativeReport, VariantReport
+from optimize.records import Records
+from optimize.report import VariantReport
 from optimize.request import Request
 from optimize.search import Outcome
+from optimize.standings import Standings
 from optimize.targets.base import Settings, Target
 from optimize.targets.inputs import write_inputs
 from optimize.targets.serving import serving
 
-FRESH_PROCESSES = 3
-# Fresh processes that together take more memory than this run one after the other, for so many
-# calls each but the last, which runs on until the verdict is clear.
-FRESH_BYTES, FRESH_CALLS = 4 << 30, 200
 MEMORY_SHARE = 0.5
 SHARES = ("top1", "top5", "f1")  # metrics that cannot fall below zero
 MOST_AT_ONCE = 16
 # A hopeless variant shows in the first fifth of the samples, if that is enough to be sure.
 FIRST_LOOK_SHARE, FIRST_LOOK_SAMPLES, HOPELESS_ERROR = 5, 50, 0.01
-# Where everything is compared, even a beaten variant is timed until its p99 has an upper bound at
-# 99%, for which 459 calls are the fewest.
-COMPARED_CALLS = 500
-# Who takes longer than a variant by more than this lets it go first.
-MUCH_FASTER = 0.7
 
 
 class Observer(Protocol):
@@ -70,20 +62,6 @@ class Observer(Protocol):
 
     def step(self, done: float, text: str) -> None:
         """A step is done."""
-
-
-@dataclass(frozen=True)
-class _Standing:
-    """Whether a profile is still open or meets every latency budget, and its p99.
-
-    The p99 is a multiple of the source's median, for candidates are timed at different moments.
-    """
-
-    profile: Profile
-    source: Profile
-    open: bool
-    accepted: bool
-    p99: RelativeReport | None
 
 
 @dataclass
@@ -106,7 +84,6 @@ class Screening:
     _source_scores: Scores | None = None
     _source_outputs: Outputs = field(default_factory=dict)
     _scoring: Lock = field(default_factory=Lock)
-    _standings: dict[str, _Standing] = field(default_factory=dict)
 
     @property
     def requirement(self) -> Requirement:
@@ -118,6 +95,14 @@ class Screening:
             contenders=max(1, self.contenders),
             strict_floor=self.request.strict_floor,
         )
+
+    @cached_property
+    def _keys(self) -> Keys:
+        return Keys(self.request, self.prepared)
+
+    @cached_property
+    def _standings(self) -> Standings:
+        return Standings(self._candidates, self.request, self.requirement, self.records, self._keys)
 
     def measure(self, variants: Sequence[Variant], limits: Limits, observer: Observer) -> None:
         """Evaluate and time the source and all variants, as many at once as memory allows.
@@ -185,7 +170,7 @@ class Screening:
 
     def _first_speedup(self, candidate: Candidate) -> float | None:
         source = self._candidates[0]
-        parts = {"speedup": self._served(candidate), **self._latency_parts(source)}
+        parts = self._keys.speedup(candidate, source)
         speedup: float | None = self.records.recall(parts)
         if speedup is None and candidate.speedup[0] is not None:
             speedup = candidate.speedup[0]
@@ -218,7 +203,7 @@ class Screening:
             if not candidate.kernels or not candidate.shown or limits.expired:
                 continue
             told = {"subject": _told(candidate.subject), "than": _told(source)}
-            parts = {"explanation": told, "isa": list(isa), "data": self._evaluation_digest}
+            parts = {"explanation": told, "isa": list(isa), "data": self._keys.evaluated}
             known = self.records.recall(parts)
             if known is None:
                 explainer = explainer or Explainer(child, source, isa, samples)
@@ -248,68 +233,21 @@ class Screening:
 
     def _recall(self, candidate: Candidate) -> None:
         contender = candidate.contender
-        contender.profile = self.records.recall_profile(self._latency_parts(candidate))
+        contender.profile = self.records.recall_profile(self._keys.latency(candidate))
         candidate.recalled = len(contender.profile.blocks)
         if candidate.recalled:
             contender.call_ns = float(np.median(contender.profile.samples_ns))
-        kernels = self.records.recall(self._kernel_parts(candidate))
+        kernels = self.records.recall(self._keys.operators(candidate))
         if kernels is not None:
             self._take_kernels(candidate, kernels)
         for samples in self._looks(candidate)[::-1]:
-            known = self.records.recall(self._accuracy_parts(candidate, samples))
+            parts = self._keys.accuracy(candidate, self._candidates[0], samples)
+            known = self.records.recall(parts)
             if known is not None:
                 candidate.difference = known["difference"]
                 self._take_accuracy(candidate, Accuracy(**known["accuracy"]))
                 return
         contender.judged = candidate.shown
-
-    def _served(self, candidate: Candidate) -> dict[str, Any]:
-        return {
-            "artefact": candidate.model.digest,
-            "settings": asdict(candidate.contender.job.settings),
-            "batch": self.prepared.batch,
-            **self._functions,
-        }
-
-    def _latency_parts(self, candidate: Candidate) -> dict[str, Any]:
-        return {"latency": self._served(candidate), "data": self._latency_digest}
-
-    def _kernel_parts(self, candidate: Candidate) -> dict[str, Any]:
-        return {"operators": self._served(candidate), "data": self._latency_digest}
-
-    def _accuracy_parts(self, candidate: Candidate, samples: int) -> dict[str, Any]:
-        return {
-            "accuracy": self._served(candidate),
-            "than": self._served(self._candidates[0]),
-            "metric": self._metric,
-            "data": self._evaluation_digest,
-            "samples": samples,
-            "confidence": self.request.confidence,
-        }
-
-    def _beaten_parts(self, candidate: Candidate) -> dict[str, Any]:
-        promise = [list(map(str, self.request.budgets)), self.request.confidence]
-        return {"beaten": self._latency_parts(candidate), "promise": promise}
-
-    @cached_property
-    def _functions(self) -> dict[str, Any]:
-        return {"pre": function_parts(self.request.pre), "post": function_parts(self.request.post)}
-
-    @cached_property
-    def _metric(self) -> Any:
-        return function_parts(self.request.metric) or self.prepared.metric.name
-
-    @cached_property
-    def _latency_digest(self) -> str:
-        return self.prepared.latency.digest
-
-    @cached_property
-    def _evaluation_digest(self) -> str:
-        labels = self.prepared.labels
-        text = self.prepared.evaluation.digest
-        if labels is not None:
-            text += hashlib.sha256(np.ascontiguousarray(labels).tobytes()).hexdigest()
-        return text
 
     # Accuracy.
 
@@ -415,7 +353,7 @@ class Screening:
             if accuracy is not None:
                 self._take_accuracy(candidate, accuracy)
                 told = {"accuracy": asdict(accuracy), "difference": candidate.difference}
-                parts = self._accuracy_parts(candidate, samples)
+                parts = self._keys.accuracy(candidate, self._candidates[0], samples)
                 self.records.keep(parts, told, f"accuracy of {candidate.variant.name}")
                 break
         candidate.spent_s += time.perf_counter() - begun
@@ -519,7 +457,7 @@ class Screening:
             )
         if settled(contender, self.requirement, limits):
             return False
-        return not self._beaten(candidate) and not self._was_beaten(candidate)
+        return not self._standings.beaten(candidate) and not self._standings.was_beaten(candidate)
 
     def _race(
         self, racing: Sequence[Candidate], limits: Limits, observer: Observer, done: int
@@ -543,8 +481,8 @@ class Screening:
             limits,
             np.random.default_rng(self.request.seed),
             progress,
-            lambda contender: self._beaten(known[contender.name]),
-            lambda contender: self._waits(known[contender.name], limits),
+            lambda contender: self._standings.beaten(known[contender.name]),
+            lambda contender: self._standings.waits(known[contender.name], limits),
         )
         for candidate in ready:
             self._keep(candidate, last=True)
@@ -559,75 +497,8 @@ class Screening:
         candidate.spent_s += time.perf_counter() - begun
 
     def _keep(self, candidate: Candidate, *, last: bool = False) -> None:
-        parts, name = self._latency_parts(candidate), candidate.variant.name
+        parts, name = self._keys.latency(candidate), candidate.variant.name
         self.records.keep_profile(parts, candidate.contender.profile, name, last=last)
-
-    def _beaten(self, candidate: Candidate) -> bool:
-        """Whether another variant meets the budgets and is faster, beyond the doubt of both.
-
-        Such a variant cannot be chosen for its latency, whatever more calls would show. Where
-        everything is compared it gets a fair share of calls before.
-        """
-        contender = candidate.contender
-        if self.request.as_is or self.request.objective != "latency" or contender.reference:
-            return False
-        fewest = COMPARED_CALLS if self.request.everything else 1
-        if contender.profile.samples_ns.size < fewest or not contender.judged:
-            return False
-        own = self._standing(candidate).p99
-        rivals = [c for c in self._candidates[1:] if c is not candidate and not c.confirmed]
-        standings = [(self._standing(c), c.variant.name) for c in rivals]
-        bounds = [(s.p99.p99_upper, name) for s, name in standings if s.accepted and s.p99]
-        upper, name = min(((u, n) for u, n in bounds if u is not None), default=(None, ""))
-        lower = own.p99_lower if own else None
-        if lower is None or upper is None or upper >= lower:
-            return False
-        candidate.beaten_by = (
-            f"its p99 is at least {lower:.2f} of the source's median, that of {name} at most "
-            f"{upper:.2f}"
-        )
-        told = {"by": name, "reason": candidate.beaten_by}
-        self.records.keep(self._beaten_parts(candidate), told, f"beaten by {name}")
-        return True
-
-    def _waits(self, candidate: Candidate, limits: Limits) -> bool:
-        """Whether a much faster variant is still being timed: if it holds, this one is beaten."""
-        contender, own = candidate.contender, self._standing(candidate).p99
-        if self.request.as_is or self.request.everything or self.request.objective != "latency":
-            return False
-        if own is None or contender.profile.samples_ns.size < INFORMATIVE_CALLS:
-            return False
-        return any(
-            theirs.open and theirs.p99 is not None and theirs.p99.p50 < MUCH_FASTER * own.p50
-            for rival in self._candidates[1:]
-            if rival.contender.workers and not limits.exhausted(rival.contender.profile)
-            for theirs in [self._standing(rival)]
-        )
-
-    def _was_beaten(self, candidate: Candidate) -> bool:
-        """Whether an earlier run gave it up for another variant, which is here again."""
-        told = self.records.recall(self._beaten_parts(candidate))
-        others = {c.variant.name: c for c in self._candidates[1:]}
-        winner = others.get(told["by"]) if told else None
-        if winner is None or winner.confirmed or not self._standing(winner).accepted:
-            return False
-        candidate.beaten_by = told["reason"]
-        return True
-
-    def _standing(self, candidate: Candidate) -> _Standing:
-        """What its samples show so far; worked out once for each profile."""
-        contender, source = candidate.contender, self._candidates[0].contender.profile
-        known = self._standings.get(contender.name)
-        same = known and known.profile is contender.profile and known.source is source
-        if known is None or not same:
-            racing = contender.error is None and contender.judged
-            evidence = weigh(contender.profile, self.requirement) if racing else ()
-            accepted = bool(evidence) and all(item.decision == "accept" for item in evidence)
-            still = racing and undecided(contender, self.requirement)
-            p99 = RelativeReport.of(source, contender.profile, self.request.confidence)
-            known = _Standing(contender.profile, source, still, accepted, p99)
-            self._standings[contender.name] = known
-        return known
 
     def _revive(self, limits: Limits, observer: Observer) -> None:
         """Time to the end what was beaten by a variant that fresh processes did not confirm."""
@@ -648,7 +519,7 @@ class Screening:
             rows = []  # its profile is for information; the verdict does not rest on it
         self._take_kernels(candidate, rows)
         name = candidate.variant.name
-        self.records.keep(self._kernel_parts(candidate), rows, f"operators of {name}")
+        self.records.keep(self._keys.operators(candidate), rows, f"operators of {name}")
 
     def _take_kernels(self, candidate: Candidate, rows: Sequence[dict[str, Any]]) -> None:
         """Refuse nodes that ran where they were not asked to."""
@@ -691,64 +562,27 @@ class Screening:
     def _confirm(self, candidate: Candidate, limits: Limits, observer: Observer) -> None:
         candidate.confirmed = True
         screened, requirement = candidate.contender, replace(self.requirement, contenders=1)
-        # Samples that confirm one promise are not those that another was chosen by.
-        promise = [[str(budget) for budget in requirement.budgets], requirement.confidence]
-        parts = {**self._latency_parts(candidate), "confirms": promise}
-        scratch = self.folder / f"fresh-{id(candidate)}"
-        fresh = Contender(
-            screened.name,
-            replace(screened.job, scratch=scratch),
-            profile=self.records.recall_profile(parts),
+        parts, what = self._keys.fresh(candidate), f"fresh {screened.name}"
+        job = replace(screened.job, scratch=self.folder / f"fresh-{id(candidate)}")
+        fresh = Contender(screened.name, job, profile=self.records.recall_profile(parts))
+        confirmation = Confirmation(
+            self.target, requirement, len(self.prepared.latency), self.request.seed + 1
         )
-        if not _confirmed(fresh, requirement, limits):
+
+        def keep(last: bool = False) -> None:
+            self.records.keep_profile(parts, fresh.profile, what, last=last)
+
+        if not confirmation.done(fresh, limits):
             with self.records.alone(limits.deadline):
-                keep = partial(self._keep_fresh, parts, fresh)
-                self._time_fresh(fresh, requirement, limits, observer, keep)
+                confirmation.time(fresh, limits, observer.step, keep)
                 keep(last=True)
         candidate.contender = replace(fresh, judged=screened.judged, reference=screened.reference)
-        verdict, processes = self._judge(candidate, requirement), _processes(fresh)
-        lead = f"in {processes} fresh processes, "
-        if verdict.status == "kept" and processes < FRESH_PROCESSES:
+        verdict, count = self._judge(candidate, requirement), processes(fresh)
+        lead = f"in {count} fresh processes, "
+        if verdict.status == "kept" and count < FRESH_PROCESSES:
             verdict = replace(verdict, status="undecided")
-            lead = f"only {processes} of {FRESH_PROCESSES} fresh processes were timed; "
+            lead = f"only {count} of {FRESH_PROCESSES} fresh processes were timed; "
         candidate.verdict = replace(verdict, reason=lead + verdict.reason)
-
-    def _keep_fresh(self, parts: dict[str, Any], fresh: Contender, *, last: bool = False) -> None:
-        self.records.keep_profile(parts, fresh.profile, f"fresh {fresh.name}", last=last)
-
-    def _time_fresh(
-        self,
-        fresh: Contender,
-        requirement: Requirement,
-        limits: Limits,
-        observer: Observer,
-        keep: Callable[[], None],
-    ) -> None:
-        def progress(_: Sequence[Contender]) -> None:
-            keep()
-
-        rng = np.random.default_rng(self.request.seed + 1)
-        count = len(self.prepared.latency)
-        try:
-            for number in range(FRESH_PROCESSES):
-                observer.step(number, f"fresh process {number + 1} of {FRESH_PROCESSES}")
-                if not limits.expired:
-                    open_worker(self.target, fresh, limits)
-                last = number == FRESH_PROCESSES - 1
-                if fresh.workers and not last and fresh.rss_bytes * FRESH_PROCESSES > FRESH_BYTES:
-                    # One after the other, each with its share: they do not fit beside each other.
-                    warm_up(fresh, limits)
-                    share = fresh.profile.samples_ns.size + FRESH_CALLS
-                    enough = partial(_has, share)
-                    time_in_turns([fresh], requirement, count, limits, rng, progress, enough)
-                    fresh.close()
-            if fresh.workers:
-                warm_up(fresh, limits)
-                time_in_turns([fresh], requirement, count, limits, rng, progress)
-        except WorkerError as error:
-            fresh.error = str(error)
-        finally:
-            fresh.close()
 
     def _row(self, candidate: Candidate) -> VariantReport:
         verdict = candidate.verdict or self._judge(candidate, self.requirement)
@@ -764,19 +598,6 @@ class Screening:
 
 
 _LATE = "the time limit ended the run before it was measured"
-
-
-def _confirmed(fresh: Contender, requirement: Requirement, limits: Limits) -> bool:
-    """Whether what an earlier run timed in its fresh processes is all that there is to know."""
-    return _processes(fresh) >= FRESH_PROCESSES and settled(fresh, requirement, limits)
-
-
-def _processes(contender: Contender) -> int:
-    return len({block.process for block in contender.profile.blocks})
-
-
-def _has(calls: int, contender: Contender) -> bool:
-    return contender.profile.samples_ns.size >= calls
 
 
 def _told(subject: Subject) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from optimize.budgets.regression import (
     ratios,
 )
 from optimize.child import Child
+from optimize.confirm import FRESH_PROCESSES
 from optimize.errors import InputError, WorkerError
 from optimize.gate.cases import Gate
 from optimize.measure import (
@@ -46,7 +47,7 @@ from optimize.prepare import Prepared, prepare
 from optimize.report import Result
 from optimize.request import Request
 from optimize.scratch import run_folder
-from optimize.screen import FRESH_PROCESSES, MEMORY_SHARE
+from optimize.screen import MEMORY_SHARE
 from optimize.targets.base import Settings, Target
 from optimize.targets.inputs import write_inputs
 from optimize.targets.serving import serving

@@ -176,7 +176,7 @@ class Counted(Target):
 def test_a_model_too_large_for_three_is_confirmed_one_after_the_other(
     room: int, at_once: int, screen: Screen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("optimize.screen.FRESH_BYTES", room)
+    monkeypatch.setattr("optimize.confirm.FRESH_BYTES", room)
     target = Counted()
     report = screen(target)
     assert report.chosen == STATIC
@@ -197,8 +197,8 @@ def test_less_than_three_fresh_processes_confirm_nothing(
             open_worker(target, contender, limits)
             opened.append(contender)
 
-    monkeypatch.setattr("optimize.screen.open_worker", open_first)
-    monkeypatch.setattr("optimize.screen.FRESH_BYTES", 1)
+    monkeypatch.setattr("optimize.confirm.open_worker", open_first)
+    monkeypatch.setattr("optimize.confirm.FRESH_BYTES", 1)
     # So few calls are enough to accept at so little confidence.
     report = screen(Target({"variant-2": FAST}), confidence=0.6)
     row = report.variant(STATIC)

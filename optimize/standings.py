@@ -1,0 +1,119 @@
+"""Who need not be timed to the end: variants that cannot be chosen for their latency any more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from optimize.budgets.profile import Profile
+from optimize.budgets.verdict import Requirement, weigh
+from optimize.candidate import Candidate
+from optimize.keys import Keys
+from optimize.measure import INFORMATIVE_CALLS, Limits, undecided
+from optimize.records import Records
+from optimize.report import RelativeReport
+from optimize.request import Request
+
+# Where everything is compared, even a beaten variant is timed until its p99 has an upper bound at
+# 99%, for which 459 calls are the fewest.
+COMPARED_CALLS = 500
+# Who takes longer than a variant by more than this lets it go first.
+MUCH_FASTER = 0.7
+
+
+@dataclass(frozen=True)
+class _Standing:
+    """Whether a profile is still open or meets every latency budget, and its p99.
+
+    The p99 is a multiple of the source's median, for candidates are timed at different moments.
+    """
+
+    profile: Profile
+    source: Profile
+    open: bool
+    accepted: bool
+    p99: RelativeReport | None
+
+
+@dataclass
+class Standings:
+    """What the samples so far say of candidates beside each other.
+
+    Attributes:
+        candidates: all of a run, the source first; more may be added to it.
+        request, requirement: what is asked of them.
+        records, keys: where it is kept who was beaten.
+    """
+
+    candidates: list[Candidate]
+    request: Request
+    requirement: Requirement
+    records: Records
+    keys: Keys
+    _known: dict[str, _Standing] = field(default_factory=dict)
+
+    def beaten(self, candidate: Candidate) -> bool:
+        """Whether another variant meets the budgets and is faster, beyond the doubt of both.
+
+        Such a variant cannot be chosen for its latency, whatever more calls would show. Where
+        everything is compared it gets a fair share of calls before.
+        """
+        contender = candidate.contender
+        if self.request.as_is or self.request.objective != "latency" or contender.reference:
+            return False
+        fewest = COMPARED_CALLS if self.request.everything else 1
+        if contender.profile.samples_ns.size < fewest or not contender.judged:
+            return False
+        own = self._of(candidate).p99
+        rivals = [c for c in self.candidates[1:] if c is not candidate and not c.confirmed]
+        standings = [(self._of(c), c.variant.name) for c in rivals]
+        bounds = [(s.p99.p99_upper, name) for s, name in standings if s.accepted and s.p99]
+        upper, name = min(((u, n) for u, n in bounds if u is not None), default=(None, ""))
+        lower = own.p99_lower if own else None
+        if lower is None or upper is None or upper >= lower:
+            return False
+        candidate.beaten_by = (
+            f"its p99 is at least {lower:.2f} of the source's median, that of {name} at most "
+            f"{upper:.2f}"
+        )
+        told = {"by": name, "reason": candidate.beaten_by}
+        self.records.keep(self.keys.beaten(candidate), told, f"beaten by {name}")
+        return True
+
+    def was_beaten(self, candidate: Candidate) -> bool:
+        """Whether an earlier run gave it up for another variant, which is here again."""
+        told = self.records.recall(self.keys.beaten(candidate))
+        others = {c.variant.name: c for c in self.candidates[1:]}
+        winner = others.get(told["by"]) if told else None
+        if winner is None or winner.confirmed or not self._of(winner).accepted:
+            return False
+        candidate.beaten_by = told["reason"]
+        return True
+
+    def waits(self, candidate: Candidate, limits: Limits) -> bool:
+        """Whether a much faster variant is still being timed: if it holds, this one is beaten."""
+        contender, own = candidate.contender, self._of(candidate).p99
+        if self.request.as_is or self.request.everything or self.request.objective != "latency":
+            return False
+        if own is None or contender.profile.samples_ns.size < INFORMATIVE_CALLS:
+            return False
+        return any(
+            theirs.open and theirs.p99 is not None and theirs.p99.p50 < MUCH_FASTER * own.p50
+            for rival in self.candidates[1:]
+            if rival.contender.workers and not limits.exhausted(rival.contender.profile)
+            for theirs in [self._of(rival)]
+        )
+
+    def _of(self, candidate: Candidate) -> _Standing:
+        """What its samples show so far; worked out once for each profile."""
+        contender, source = candidate.contender, self.candidates[0].contender.profile
+        known = self._known.get(contender.name)
+        same = known and known.profile is contender.profile and known.source is source
+        if known is None or not same:
+            racing = contender.error is None and contender.judged
+            evidence = weigh(contender.profile, self.requirement) if racing else ()
+            accepted = bool(evidence) and all(item.decision == "accept" for item in evidence)
+            still = racing and undecided(contender, self.requirement)
+            p99 = RelativeReport.of(source, contender.profile, self.request.confidence)
+            known = _Standing(contender.profile, source, still, accepted, p99)
+            self._known[contender.name] = known
+        return known
