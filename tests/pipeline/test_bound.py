@@ -17,6 +17,7 @@ from optimize.child import Child, ChildDied
 from optimize.entries import key_of
 from optimize.models.data import Dataset
 from optimize.passes.chain import Chain
+from optimize.plan import built_in
 from optimize.report import LatencyReport, VariantReport
 from optimize.store import Store
 from optimize.targets.local import LocalTarget
@@ -116,6 +117,9 @@ def test_chains_that_leave_operations_out_are_not_bound_by_the_source(
 ) -> None:
     assert changes_architecture(Chain.parse("prune{on=module,ratio=0.5},fold"))
     assert not changes_architecture(Chain.parse("fold,fuse,int8{mode=static}"))
+    runtimes = ("onnxruntime", "openvino")
+    plan = built_in(graph.linear(), True, runtimes, everything=True)
+    assert [str(chain) for chain in plan if changes_architecture(chain)] == []
     known = bounder(rows, store)
     model = graph.linear()
     bounds = known.judge_source(model)

@@ -115,9 +115,9 @@ def test_time_that_is_up_ends_the_search(again: Again) -> None:
 def test_a_failing_trial_is_a_row_and_the_search_goes_on(
     again: Again, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from optimize import pipeline
+    from optimize import beyond
 
-    build = pipeline._built
+    build = beyond.build_one
     planned = {str(prefix) for text in PLAN for prefix in Chain.parse(text).prefixes()}
     failed: list[Chain] = []
 
@@ -127,7 +127,7 @@ def test_a_failing_trial_is_a_row_and_the_search_goes_on(
         failed.append(chain)
         return Variant(chain, None, "failed", "prune raised on purpose")
 
-    monkeypatch.setattr(pipeline, "_built", failing)
+    monkeypatch.setattr(beyond, "build_one", failing)
     result, _ = again(cache=None, trials=2, tune_session=False)
     rows = [row for row in result.report.variants if row.trial]
     assert [row.chain for row in rows if row.status == "failed"] == list(map(str, failed))
