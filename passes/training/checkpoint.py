@@ -14,6 +14,7 @@ from typing import Any
 from optimize.passes.base import Context
 
 NAME = "distill.pt"
+_UNFINISHED = "unfinished"
 _FORGOTTEN_S = 14 * 24 * 3600  # after which an unfinished training is no longer waited for
 
 
@@ -21,7 +22,8 @@ _FORGOTTEN_S = 14 * 24 * 3600  # after which an unfinished training is no longer
 def checkpoint_folder(context: Context, *parts: str) -> Iterator[Path]:
     """Where one training's checkpoints are, so that a later run goes on where this one was killed.
 
-    It is removed at the end, unless the training was cut short by its deadline.
+    It is removed at the end, unless the training says by ``leave_unfinished`` that it was cut short
+    or, as a hook cannot say so, it came back after its deadline.
 
     Args:
         context: of the pass; without a folder that is kept, its own.
@@ -35,9 +37,16 @@ def checkpoint_folder(context: Context, *parts: str) -> Iterator[Path]:
     text = "|".join([*parts, lessons.digest, str(context.seed)])
     folder = root / hashlib.sha256(text.encode()).hexdigest()[:32]
     folder.mkdir(exist_ok=True)
+    (folder / _UNFINISHED).unlink(missing_ok=True)
     yield folder
-    if context.deadline is None or time.monotonic() < context.deadline:
+    late = context.deadline is not None and time.monotonic() >= context.deadline
+    if not late and not (folder / _UNFINISHED).exists():
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def leave_unfinished(folder: Path) -> None:
+    """Say that a later run goes on with what is in ``folder``."""
+    (folder / _UNFINISHED).touch()
 
 
 def _writable(root: Path) -> bool:

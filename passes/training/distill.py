@@ -14,7 +14,12 @@ from typing import Any
 
 from optimize.errors import InputError, PassFailed
 from optimize.passes.training.batches import Batch, Batches
-from optimize.passes.training.checkpoint import digest_of, load_checkpoint, save_checkpoint
+from optimize.passes.training.checkpoint import (
+    digest_of,
+    leave_unfinished,
+    load_checkpoint,
+    save_checkpoint,
+)
 from optimize.passes.training.features import pairs_of, recorded
 from optimize.passes.training.norms import batch_norms, recalibrate
 from optimize.passes.training.options import DistillOptions, Progress
@@ -129,6 +134,8 @@ class _Training:
                 pace = spent / (self.state.step - first_step)
                 left = pace * (self.steps - self.state.step)
                 progress(Progress(self.state.step, self.steps, loss, self.state.best, left))
+        if self.folder is not None and not self.state.finished:
+            leave_unfinished(self.folder)  # it stops before its deadline, to have time to save
         return tuple(self._notes(resumed, late))
 
     def result(self, student: Any) -> Any:

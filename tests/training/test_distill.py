@@ -196,6 +196,18 @@ class TestTime:
         again, _ = run(tmp_path, None)  # finished: nothing is trained any more
         assert same(again, whole)
 
+    def test_what_stopped_short_of_its_deadline_is_kept_for_a_later_run(
+        self, mlp: Make, rows: Batches, tmp_path: Path
+    ) -> None:
+        root, hour = tmp_path / "training", time.monotonic() + 3600
+        context = Context(
+            tmp_path / "own", rows.data, rows.data, deadline=hour, checkpoints=root
+        )
+        for deadline, left in ((time.monotonic(), 1), (hour, 0)):
+            with checkpoint_folder(context, "a student of its teacher") as folder:
+                distill(mlp(4, 1), mlp(16, 0), rows, SHORT, None, folder, deadline)
+            assert len(list(root.glob("*/distill.pt"))) == left
+
     def test_other_options_begin_anew(self, mlp: Make, rows: Batches, tmp_path: Path) -> None:
         distill(mlp(4, 1), mlp(16, 0), rows, SHORT, None, tmp_path, time.monotonic())
         other = replace(SHORT, lr=5e-3)
