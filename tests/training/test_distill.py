@@ -18,7 +18,9 @@ import pytest
 
 from optimize.errors import InputError, PassFailed
 from optimize.models.data import Dataset
+from optimize.passes.base import Context
 from optimize.passes.training.batches import Batches
+from optimize.passes.training.checkpoint import checkpoint_folder
 from optimize.passes.training.distill import distill, schedule
 from optimize.passes.training.mask import mask_module
 from optimize.passes.training.norms import recalibrate
@@ -200,9 +202,7 @@ class TestTime:
         self, mlp: Make, rows: Batches, tmp_path: Path
     ) -> None:
         root, hour = tmp_path / "training", time.monotonic() + 3600
-        context = Context(
-            tmp_path / "own", rows.data, rows.data, deadline=hour, checkpoints=root
-        )
+        context = Context(tmp_path / "own", rows.data, rows.data, deadline=hour, checkpoints=root)
         for deadline, left in ((time.monotonic(), 1), (hour, 0)):
             with checkpoint_folder(context, "a student of its teacher") as folder:
                 distill(mlp(4, 1), mlp(16, 0), rows, SHORT, None, folder, deadline)
