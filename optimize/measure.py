@@ -205,7 +205,8 @@ def time_in_turns(
 ) -> None:
     """Time all contenders block by block in random order until each is decided or beaten.
 
-    Those that wait sit out for as long as another is timed that does not.
+    Those that wait sit out for as long as another is timed that does not; the reference, of which
+    the others' blocks need one near them in time, takes every fourth turn then.
     One runs at a time. A worker that fails ends its own contender only, which keeps its reason.
     """
     canaries: list[int] = []
@@ -218,14 +219,23 @@ def time_in_turns(
         if all(c.reference for c in playing):
             playing = [*playing, *others]
         for index in rng.permutation(len(playing)):
-            if not limits.expired and not _sits_out(playing[index], requirement, turn):
+            if limits.expired:
+                break
+            if not _sits_out(playing[index], requirement, turn, lambda c: waits(c) or beaten(c)):
                 time_block(playing[index], sample_count, limits, rng, canaries, lead)
         turn += 1
         progress(contenders)
-        waiting = [c for c in active if not settled(c, requirement, limits) and not beaten(c)]
-        # The reference alone has nobody left to be compared with.
-        others = [c for c in waiting if not c.reference or undecided(c, requirement)]
-        active = waiting if others else []
+        active = [c for c in active if not settled(c, requirement, limits)]
+        active = _still_open(active, requirement, beaten)
+
+
+def _still_open(
+    active: Sequence[Contender], requirement: Requirement, beaten: Beaten
+) -> list[Contender]:
+    """Who is not beaten; the reference stays for as long as another does."""
+    others = [c for c in active if not c.reference and not beaten(c)]
+    own = [c for c in active if c.reference and undecided(c, requirement) and not beaten(c)]
+    return [c for c in active if c in others or (c.reference and (others or own))]
 
 
 def lead_ns(contenders: Sequence[Contender]) -> int:
@@ -236,10 +246,11 @@ def lead_ns(contenders: Sequence[Contender]) -> int:
     return SPIN_NS if any(contender.spins for contender in contenders) else 0
 
 
-def _sits_out(contender: Contender, requirement: Requirement, turn: int) -> bool:
-    """A reference that is settled keeps others company now and then: it is often the slowest."""
-    settled_reference = contender.reference and not undecided(contender, requirement)
-    return settled_reference and turn % REFERENCE_EVERY > 0
+def _sits_out(contender: Contender, requirement: Requirement, turn: int, idle: Beaten) -> bool:
+    """A reference that is settled or idle keeps others company now and then."""
+    if not contender.reference or turn % REFERENCE_EVERY == 0:
+        return False
+    return idle(contender) or not undecided(contender, requirement)
 
 
 def time_block(

@@ -30,7 +30,6 @@ from optimize.measure import (
     collect_outputs,
     open_worker,
     operators,
-    settled,
     time_in_turns,
     undecided,
     warm_up,
@@ -451,11 +450,7 @@ class Screening:
             return False
         if candidate.kernels is None:
             return True
-        if contender.reference:
-            return undecided(contender, self.requirement) and not limits.exhausted(
-                contender.profile
-            )
-        if settled(contender, self.requirement, limits):
+        if limits.exhausted(contender.profile) or not undecided(contender, self.requirement):
             return False
         return not self._standings.beaten(candidate) and not self._standings.was_beaten(candidate)
 
@@ -502,11 +497,11 @@ class Screening:
 
     def _revive(self, limits: Limits, observer: Observer) -> None:
         """Time to the end what was beaten by a variant that fresh processes did not confirm."""
-        beaten = [c for c in self._candidates[1:] if c.beaten_by is not None]
+        beaten = [c for c in self._candidates if c.beaten_by is not None]
         for candidate in beaten:
             candidate.beaten_by = candidate.verdict = None
         if beaten:
-            self._time(beaten, limits, observer, 0)
+            self._time([c for c in beaten if not c.contender.reference], limits, observer, 0)
 
     def _profile_operators(self, candidate: Candidate, limits: Limits) -> None:
         """Profile single operators, in a session of their own."""

@@ -16,6 +16,7 @@ from optimize.request import Request
 # Where everything is compared, even a beaten variant is timed until its p99 has an upper bound at
 # 99%, for which 459 calls are the fewest.
 COMPARED_CALLS = 500
+COMPARED_NS = 20_000_000_000  # of a slow source's calls are enough
 # Who takes longer than a variant by more than this lets it go first.
 MUCH_FASTER = 0.7
 
@@ -32,6 +33,14 @@ class _Standing:
     open: bool
     accepted: bool
     p99: RelativeReport | None
+
+
+def _goes_first(rival: RelativeReport, own: RelativeReport) -> bool:
+    """Whether a rival is much faster by what is seen, or faster beyond the doubt of both."""
+    if rival.p50 < MUCH_FASTER * own.p50:
+        return True
+    upper, lower = rival.p99_upper, own.p99_lower
+    return upper is not None and lower is not None and upper < lower
 
 
 @dataclass
@@ -57,11 +66,11 @@ class Standings:
         Such a variant cannot be chosen for its latency, whatever more calls would show. Where
         everything is compared it gets a fair share of calls before.
         """
-        contender = candidate.contender
-        if self.request.as_is or self.request.objective != "latency" or contender.reference:
+        if candidate.beaten_by is not None:
+            return True
+        if self.request.as_is or self.request.objective != "latency":
             return False
-        fewest = COMPARED_CALLS if self.request.everything else 1
-        if contender.profile.samples_ns.size < fewest or not contender.judged:
+        if not candidate.contender.judged or not self._fairly_timed(candidate, least=1):
             return False
         own = self._of(candidate).p99
         rivals = [c for c in self.candidates[1:] if c is not candidate and not c.confirmed]
@@ -90,18 +99,28 @@ class Standings:
         return True
 
     def waits(self, candidate: Candidate, limits: Limits) -> bool:
-        """Whether a much faster variant is still being timed: if it holds, this one is beaten."""
-        contender, own = candidate.contender, self._of(candidate).p99
-        if self.request.as_is or self.request.everything or self.request.objective != "latency":
+        """Whether a faster variant is still being timed: if it holds, this one is beaten."""
+        own = self._of(candidate).p99
+        if self.request.as_is or self.request.objective != "latency" or own is None:
             return False
-        if own is None or contender.profile.samples_ns.size < INFORMATIVE_CALLS:
+        if not self._fairly_timed(candidate, least=INFORMATIVE_CALLS):
             return False
         return any(
-            theirs.open and theirs.p99 is not None and theirs.p99.p50 < MUCH_FASTER * own.p50
+            theirs.open and theirs.p99 is not None and _goes_first(theirs.p99, own)
             for rival in self.candidates[1:]
             if rival.contender.workers and not limits.exhausted(rival.contender.profile)
             for theirs in [self._of(rival)]
         )
+
+    def _fairly_timed(self, candidate: Candidate, least: int) -> bool:
+        """Whether there are calls enough for a row that can be compared.
+
+        The source's has a p99 with an upper bound too, for that is what users compare with.
+        """
+        samples = candidate.contender.profile.samples_ns
+        if candidate.contender.reference:
+            return samples.size >= COMPARED_CALLS or int(samples.sum()) >= COMPARED_NS
+        return samples.size >= (COMPARED_CALLS if self.request.everything else least)
 
     def _of(self, candidate: Candidate) -> _Standing:
         """What its samples show so far; worked out once for each profile."""
