@@ -57,6 +57,14 @@ MetricName = Annotated[
         help="top1, top5, f1, mae, rmse, cosine, or file.py:function (higher is better).",
     ),
 ]
+Strategies = Annotated[
+    str | None,
+    typer.Option(
+        "--strategies",
+        metavar="A,B",
+        help="Only chains with one of these passes or modes, as static,fp16,nncf.",
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option("--threads", help="Threads of the runtime.  [default: the cores granted]"),
@@ -253,6 +261,7 @@ def compare_command(
     prune: PruneTo = None,
     distill: DistillHook = None,
     student: StudentArch = None,
+    strategies: Strategies = None,
     runtime: RuntimeNames = "onnxruntime",
     objective: ObjectiveName = "latency",
     threads: Threads = None,
@@ -429,6 +438,7 @@ def _optimize(given: dict[str, Any], **fixed: Any) -> None:
         parse_duration,
         parse_input,
         parse_runtimes,
+        parse_strategies,
     )
 
     json, quiet, verbose = (given.pop(name) for name in ("json", "quiet", "verbose"))
@@ -438,6 +448,7 @@ def _optimize(given: dict[str, Any], **fixed: Any) -> None:
         "model": Path,
         "chain": lambda texts: parse_chains(texts or ()),
         "runtime": parse_runtimes,
+        "strategies": parse_strategies,
         "cpus": lambda text: parse_cpus(text) if text else None,
         "time_limit": parse_duration,
         "input": lambda texts: tuple(map(parse_input, texts or ())),

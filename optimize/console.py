@@ -127,6 +127,9 @@ def show(result: Result, console: Console) -> None:
             if v.accuracy
         )
         console.print(Text(f"Frontier, fastest first: {'; '.join(points)}."), soft_wrap=True)
+    if report.stages:
+        spent = ", ".join(f"{name} {took:.1f} s" for name, took in report.stages.items())
+        console.print(Text(f"Took {report.seconds:.1f} s: {spent}."), soft_wrap=True)
     for note in report.notes:
         console.print(Text(f"Note: {note}."), soft_wrap=True)
     console.print(Text(answer(result)), soft_wrap=True)
@@ -192,14 +195,16 @@ def answer(result: Result) -> str:
     """The outcome in one or two sentences."""
     report = result.report
     limits = ", ".join(budget.text for budget in report.budgets)
-    floor = f" and floor {report.floor.text}" if report.floor else ""
+    floor = f"floor {report.floor.text}" if report.floor else ""
+    wanted = " and ".join(filter(None, (limits, floor)))
     if report.chosen is not None and report.exit_code == 0:
         best = report.variant(report.chosen)
         written = f" Written to {result.model}" if result.model else ""
         ratio = _ratio(best.speedup) if best.speedup else ""
+        held = f", within {limits} at {report.settings.confidence:.0%} confidence"
         return (
-            f"Kept: {best.chain}{ratio}, within {limits} at {report.settings.confidence:.0%} "
-            f"confidence{_accuracy_words(best, report)}.{written}"
+            f"Kept: {best.chain}{ratio}{held if limits else ', without a budget'}"
+            f"{_accuracy_words(best, report)}.{written}"
         )
     if report.infeasible:
         report_at = f" Report in {result.folder}" if result.folder else ""
@@ -214,7 +219,7 @@ def answer(result: Result) -> str:
         130: "Interrupted before a verdict on",
     }.get(report.exit_code, "None kept: no variant meets")
     report_at = f" Report in {result.folder}" if result.folder else ""
-    return f"{what} {limits}{floor}.{miss}{report_at}"
+    return f"{what} {wanted}.{miss}{report_at}"
 
 
 def _capital(sentence: str) -> str:

@@ -28,6 +28,8 @@ REFERENCE_EVERY = 4
 # A variant that is out of the race is still timed this long, so that its row can be compared.
 INFORMATIVE_CALLS = 100
 INFORMATIVE_NS = 2_000_000_000
+# Until the p99 has an upper bound at 99%, for which 459 calls are the fewest; or so long.
+COMPARED_CALLS, COMPARED_NS = 500, 20_000_000_000
 # onnxruntime's idle threads spin on for some 50 ms and would disturb whoever is timed next.
 SPIN_NS = 50_000_000
 # What marks a block as disturbed: fixed work that took longer than usual, tasks that waited for a
@@ -336,10 +338,11 @@ def undecided(contender: Contender, requirement: Requirement) -> bool:
     )
     if not enough or not contender.judged:
         return not enough
-    evidence = weigh(profile, requirement)
+    evidence, samples = weigh(profile, requirement), profile.samples_ns
     if any(item.decision == "reject" for item in evidence):
         return False
-    samples = profile.samples_ns
+    if not evidence:  # no budget on latency: until the p99 has its bounds
+        return samples.size < COMPARED_CALLS and int(samples.sum()) < COMPARED_NS
     given_up = samples.size >= NOISY_CALLS or (
         samples.size >= HOPELESS_CALLS and int(samples.sum()) >= NOISY_NS
     )

@@ -12,6 +12,7 @@ from optimize.beyond import mix, search_on, sessions, tune_session
 from optimize.bound import Bounder, changes_architecture
 from optimize.build import Variant
 from optimize.child import Children
+from optimize.clock import Clock
 from optimize.errors import InputError
 from optimize.feasibility import judge_feasibility
 from optimize.installed import versions
@@ -50,7 +51,7 @@ def run(request: Request, observer: Observer | None = None, target: Target | Non
     Raises:
         InputError: what was given cannot be used; nothing is written.
     """
-    observer, target = observer or Silent(), target or LocalTarget()
+    clock, target = Clock(observer or Silent()), target or LocalTarget()
     if request.trials:
         search.check_installed()
     if request.folder is not None:
@@ -61,12 +62,12 @@ def run(request: Request, observer: Observer | None = None, target: Target | Non
         cpus=request.cpus or tuple(granted_cpus()),
     )
     with run_folder() as folder:
-        state = RunState(request, target, device, settings, folder, time.monotonic())
+        state = RunState(request, target, device, settings, folder, time.monotonic(), clock=clock)
         state.children = Children(_jobs(request, device))
         if request.cache is not None:
             state.store = Store(request.cache, report=state.notes.append)
         try:
-            return finish(state, _attempt(state, folder, observer))
+            return finish(state, _attempt(state, folder, clock))
         finally:
             state.children.close()
             if state.bounder:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Literal
 
 from optimize.budgets.budget import PERCENTILES
+from optimize.errors import InputError
 from optimize.models.attention import has_attention
 from optimize.models.model import Model
 from optimize.models.runtimes import DEFAULT_RUNTIME
@@ -89,6 +91,37 @@ def built_in(
         texts += _OTHER_RUNTIMES.get(runtime, ())
     chains = [Chain.parse(text) for text in dict.fromkeys(texts)]
     return tuple(c for c in chains if calibrated or not c.needs_calibration)
+
+
+def strategies(chain: Chain) -> tuple[str, ...]:
+    """The names that a chain goes by: those of its passes, and the choices made in them.
+
+    ``fold,int8{mode=static,engine=nncf}@openvino`` is fold, int8, static and nncf.
+    """
+    chosen = (
+        value
+        for step in chain.passes
+        for item in fields(step)
+        if isinstance(value := getattr(step, item.name), str)
+        and (value != item.default or item.name == "mode")
+    )
+    return tuple(dict.fromkeys((*(step.name for step in chain.passes), *chosen)))
+
+
+def restricted(chains: Sequence[Chain], names: Sequence[str]) -> tuple[Chain, ...]:
+    """The chains that go by one of the names.
+
+    Raises:
+        InputError: none goes by a name.
+    """
+    known = {name for chain in chains for name in strategies(chain)}
+    for name in names:
+        if name not in known:
+            raise InputError(
+                f"--strategies {name}: no chain of the plan for this model goes by that name; "
+                f"choose from {', '.join(sorted(known))}"
+            )
+    return tuple(chain for chain in chains if set(names) & set(strategies(chain)))
 
 
 def trained(

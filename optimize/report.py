@@ -6,6 +6,7 @@ History: 1, the first.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -305,6 +306,8 @@ class Report:
         nearest_miss: in words, if none was kept and a variant came close.
         exit_code: 0 kept, 1 none, 3 none but some undecided, 70 internal error, 130 interrupted.
         notes: what a reader must know about the whole run.
+        seconds: of the whole run.
+        stages: seconds by stage, in their order.
         command: a line for a shell that repeats the run, without this machine's folders.
     """
 
@@ -321,6 +324,7 @@ class Report:
     nearest_miss: str | None = None
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
+    stages: Mapping[str, float] = field(default_factory=dict)
     command: str | None = None
     infeasible: str | None = None
     schema: Literal[1] = 1

@@ -37,6 +37,7 @@ class Request:
         metric: a metric's name or ``file.py:function``; None for the default.
         chains: only these; None for the built-in plan.
         everything: whether the plan holds every strategy that applies, and all are measured.
+        strategies: only chains of the plan that go by one of these names; empty for all.
         runtimes: those that may serve.
         objective: what to pick by among the kept.
         threads: None for the cores that are granted.
@@ -76,6 +77,7 @@ class Request:
     metric: str | None = None
     chains: tuple[Chain, ...] | None = None
     everything: bool = False
+    strategies: tuple[str, ...] = ()
     runtimes: tuple[str, ...] = (DEFAULT_RUNTIME,)
     objective: Objective = "latency"
     threads: int | None = None
@@ -113,7 +115,7 @@ class Request:
         Raises:
             InputError: a value is out of its range.
         """
-        if not self.budgets:
+        if not self.budgets and not self.everything:
             raise InputError("no budget is given; add for example --budget p99=20ms")
         names = [budget.quantity for budget in self.budgets]
         twice = next((name for name in names if names.count(name) > 1), None)
@@ -287,6 +289,11 @@ def parse_runtimes(text: str) -> tuple[str, ...]:
         if not runtime.installed:
             raise InputError(f"--runtime {runtime.name}: {runtime.missing}")
     return tuple(dict.fromkeys(runtime.name for runtime in runtimes))
+
+
+def parse_strategies(text: str | None) -> tuple[str, ...]:
+    """Read ``static,fp16``; empty for None."""
+    return tuple(name.strip() for name in text.split(",") if name.strip()) if text else ()
 
 
 def parse_chains(texts: Sequence[str]) -> tuple[Chain, ...] | None:

@@ -8,15 +8,11 @@ from optimize.budgets.profile import Profile
 from optimize.budgets.verdict import Requirement, weigh
 from optimize.candidate import Candidate
 from optimize.keys import Keys
-from optimize.measure import INFORMATIVE_CALLS, Limits, undecided
+from optimize.measure import COMPARED_CALLS, COMPARED_NS, INFORMATIVE_CALLS, Limits, undecided
 from optimize.records import Records
 from optimize.report import RelativeReport
 from optimize.request import Request
 
-# Where everything is compared, even a beaten variant is timed until its p99 has an upper bound at
-# 99%, for which 459 calls are the fewest.
-COMPARED_CALLS = 500
-COMPARED_NS = 20_000_000_000  # of a slow source's calls are enough
 # Who takes longer than a variant by more than this lets it go first.
 MUCH_FASTER = 0.7
 
@@ -115,12 +111,12 @@ class Standings:
     def _fairly_timed(self, candidate: Candidate, least: int) -> bool:
         """Whether there are calls enough for a row that can be compared.
 
-        The source's has a p99 with an upper bound too, for that is what users compare with.
+        Where everything is compared, and of the source always, that takes bounds of the p99.
         """
         samples = candidate.contender.profile.samples_ns
-        if candidate.contender.reference:
+        if candidate.contender.reference or self.request.everything:
             return samples.size >= COMPARED_CALLS or int(samples.sum()) >= COMPARED_NS
-        return samples.size >= (COMPARED_CALLS if self.request.everything else least)
+        return samples.size >= least
 
     def _of(self, candidate: Candidate) -> _Standing:
         """What its samples show so far; worked out once for each profile."""

@@ -9,6 +9,7 @@ from typing import Protocol
 from optimize.bound import Bounder
 from optimize.build import Builder
 from optimize.child import Children
+from optimize.clock import Clock
 from optimize.measure import Limits
 from optimize.models.model import Model
 from optimize.models.source import Source
@@ -64,6 +65,7 @@ class RunState:
         served: the first variant of every artefact in a runtime.
         bounder, bounds: who knows the least latency of artefacts, and what it is by name.
         infeasible: why no variant can meet the budgets; None if one may.
+        clock: who keeps the time of the stages.
     """
 
     request: Request
@@ -86,6 +88,7 @@ class RunState:
     bounder: Bounder | None = None
     bounds: dict[str, float | None] = field(default_factory=dict)
     infeasible: str | None = None
+    clock: Clock = field(default_factory=lambda: Clock(Silent()))
 
     def limits(self, share: float) -> Limits:
         """Up to a share of the time limit."""

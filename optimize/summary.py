@@ -78,6 +78,7 @@ def finish(state: RunState, error: BaseException | None) -> Result:
 
 def _report(state: RunState, error: BaseException | None) -> Report:
     request, prepared = state.request, state.prepared
+    state.clock.stop()
     rows = _rows(state)
     screening = state.screening
     chosen = screening.chosen if screening and error is None else None
@@ -117,6 +118,7 @@ def _report(state: RunState, error: BaseException | None) -> Report:
         nearest_miss=None if chosen else nearest_miss(rows, request.budgets, floor),
         notes=tuple(state.notes),
         seconds=time.monotonic() - state.started,
+        stages={name: round(spent, 3) for name, spent in state.clock.seconds.items()},
         command=command(request),
     )
 

@@ -17,7 +17,7 @@ from optimize.models.export import Exported, load_and_export
 from optimize.models.model import Model
 from optimize.passes.base import Context, Pass, PassResult
 from optimize.passes.chain import Chain
-from optimize.plan import built_in, trained
+from optimize.plan import built_in, restricted, trained
 from optimize.prepare import Prepared
 from optimize.remember import Remembered, RememberedExport
 from optimize.report import VariantReport
@@ -163,6 +163,8 @@ def planned(request: Request, prepared: Prepared) -> list[Chain]:
             request.student, request.prune,
         )  # fmt: skip
         chains = (*own, *built_in(model, calibrated, request.runtimes, everything))
+        if request.strategies:
+            chains = restricted(chains, request.strategies)
     return [Chain(), *(chain for chain in chains if chain != Chain())]
 
 

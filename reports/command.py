@@ -26,6 +26,7 @@ _SPECIAL = (
     "cpus",
     "cache",
     "runtimes",
+    "strategies",
 )
 _NAMES = {"chains": "chain", "time_limit_s": "time-limit"}
 
@@ -49,6 +50,8 @@ def command(request: Request) -> str:
             words += _option(item.name, getattr(request, item.name), default)
     if request.runtimes != (DEFAULT_RUNTIME,):
         words += ["--runtime", ",".join(request.runtimes)]
+    if request.strategies:
+        words += ["--strategies", ",".join(request.strategies)]
     if request.cpus:
         words += ["--cpus", ",".join(map(str, request.cpus))]
     for spec in request.inputs:

@@ -62,7 +62,8 @@ def headline(view: View) -> Headline:
     sure = f"at {report.settings.confidence * 100:g}% confidence"
     if view.chosen is not None and report.exit_code == 0:
         limits = _join([budget.text for budget in report.budgets])
-        words = [_speed(view.chosen), f"It is within {limits} {sure}{_floor(view, view.chosen)}."]
+        held = f"It is within {limits} {sure}" if limits else "No budget was declared"
+        words = [_speed(view.chosen), f"{held}{_floor(view, view.chosen)}."]
         return Headline("good", "Kept", " ".join(filter(None, words)))
     if report.infeasible:
         sentence = (

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import pytest
 from onnx import helper
 
+from optimize.errors import InputError
 from optimize.models.model import Model
 from optimize.passes.chain import Chain
-from optimize.plan import built_in, trained
+from optimize.plan import built_in, restricted, strategies, trained
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,6 +22,32 @@ SHAPE = ("float32", ("n", 64))
 
 def texts(model: Model, calibrated: bool = True) -> list[str]:
     return [str(chain) for chain in built_in(model, calibrated)]
+
+
+@pytest.mark.parametrize(
+    ("chain", "names"),
+    [
+        ("source", ()),
+        ("fold,fuse,fp16", ("fold", "fuse", "fp16")),
+        ("fold,int8{mode=dynamic}", ("fold", "int8", "dynamic")),
+        (
+            "fold,int8{mode=static,engine=nncf},bf16@openvino",
+            ("fold", "int8", "bf16", "static", "nncf"),
+        ),
+    ],
+)
+def test_a_chain_goes_by_its_passes_and_choices(chain: str, names: tuple[str, ...]) -> None:
+    assert strategies(Chain.parse(chain)) == names
+
+
+def test_a_plan_is_restricted_to_what_is_named() -> None:
+    chains = [Chain.parse(t) for t in ("fold,fp16", "int8{mode=static}", "int8{mode=dynamic}")]
+    assert list(map(str, restricted(chains, ["fp16", "dynamic"]))) == [
+        "fold,fp16",
+        "int8{mode=dynamic}",
+    ]
+    with pytest.raises(InputError, match=r"--strategies fp32: no chain .* dynamic, fold, fp16"):
+        restricted(chains, ["fp32"])
 
 
 @pytest.fixture

@@ -131,6 +131,33 @@ def test_a_slow_variant_lets_a_much_faster_one_go_first(screen: Screen) -> None:
     assert 100 <= calls(report.variant(FOLD)) <= 200
 
 
+def test_who_is_slower_beyond_doubt_lets_the_faster_go_first(screen: Screen) -> None:
+    """Slower by a fifth shows long before it shows that the faster one holds the budget."""
+    scripts = {"variant-1": (1.2, 25.0, 300), "variant-2": (1.0, 25.0, 700)}
+    report = screen(Target(scripts))
+    assert report.chosen == STATIC
+    assert report.variant(FOLD).status == "skipped"
+    assert calls(report.variant(FOLD)) < calls(report.variant(STATIC))
+
+
+def test_a_beaten_source_is_timed_to_bounds_and_keeps_company(screen: Screen) -> None:
+    report = screen(Target({"variant-1": (2.0, 2.0, 2), "variant-2": (1.0, 25.0, 300)}))
+    source = report.variant("source")
+    assert source.status == "skipped"
+    assert source.latency is not None
+    assert source.latency.p99_upper_ms is not None
+    assert 500 <= calls(source) < calls(report.variant(STATIC))
+
+
+def test_without_a_budget_all_are_timed_until_their_p99_has_bounds(screen: Screen) -> None:
+    report = screen(
+        Target({"variant-1": (2.0, 2.0, 2), "variant-2": FAST}), budgets=(), everything=True
+    )
+    assert report.chosen == STATIC
+    assert {row.status for row in report.variants if row.latency} == {"kept"}
+    assert all(calls(row) >= 500 for row in report.variants)
+
+
 def test_a_comparison_gives_every_variant_its_share_of_calls(screen: Screen) -> None:
     report = screen(Target({"variant-1": OPEN, "variant-2": FAST}), everything=True)
     assert report.variant(FOLD).status == "undecided"
