@@ -15,6 +15,8 @@ from optimize.request import Request
 
 # Who takes longer than a variant by more than this lets it go first.
 MUCH_FASTER = 0.7
+# What could be faster than a variant that holds by less than this is not worth thousands of calls.
+TIE = 0.97
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,6 @@ class _Standing:
     open: bool
     accepted: bool
     p99: RelativeReport | None
-
-
-def _goes_first(rival: RelativeReport, own: RelativeReport) -> bool:
-    """Whether a rival is much faster by what is seen, or faster beyond the doubt of both."""
-    if rival.p50 < MUCH_FASTER * own.p50:
-        return True
-    upper, lower = rival.p99_upper, own.p99_lower
-    return upper is not None and lower is not None and upper < lower
 
 
 @dataclass
@@ -57,9 +51,9 @@ class Standings:
     _known: dict[str, _Standing] = field(default_factory=dict)
 
     def beaten(self, candidate: Candidate) -> bool:
-        """Whether another variant meets the budgets and is faster, beyond the doubt of both.
+        """Whether another variant meets the budgets, and this one is not 3% faster beyond doubt.
 
-        Such a variant cannot be chosen for its latency, whatever more calls would show. Where
+        Such a variant is not worth more calls for its latency, whatever they would show. Where
         everything is compared it gets a fair share of calls before.
         """
         if candidate.beaten_by is not None:
@@ -74,11 +68,11 @@ class Standings:
         bounds = [(s.p99.p99_upper, name) for s, name in standings if s.accepted and s.p99]
         upper, name = min(((u, n) for u, n in bounds if u is not None), default=(None, ""))
         lower = own.p99_lower if own else None
-        if lower is None or upper is None or upper >= lower:
+        if lower is None or upper is None or lower <= self._tie * upper:
             return False
         candidate.beaten_by = (
-            f"its p99 is at least {lower:.2f} of the source's median, that of {name} at most "
-            f"{upper:.2f}"
+            f"its p99 is at least {lower:.3f} of the source's median, that of {name} at most "
+            f"{upper:.3f}"
         )
         told = {"by": name, "reason": candidate.beaten_by}
         self.records.keep(self.keys.beaten(candidate), told, f"beaten by {name}")
@@ -102,11 +96,24 @@ class Standings:
         if not self._fairly_timed(candidate, least=INFORMATIVE_CALLS):
             return False
         return any(
-            theirs.open and theirs.p99 is not None and _goes_first(theirs.p99, own)
+            theirs.open and theirs.p99 is not None and self._goes_first(theirs.p99, own)
             for rival in self.candidates[1:]
             if rival.contender.workers and not limits.exhausted(rival.contender.profile)
             for theirs in [self._of(rival)]
         )
+
+    @property
+    def _tie(self) -> float:
+        return 1.0 if self.request.everything else TIE
+
+    def _goes_first(self, rival: RelativeReport, own: RelativeReport) -> bool:
+        """Whether a rival is much faster by what is seen, or would beat this one if it holds."""
+        if rival.p50 < MUCH_FASTER * own.p50:
+            return True
+        upper, lower = rival.p99_upper, own.p99_lower
+        if upper is None or lower is None or rival.p99 >= own.p99:
+            return False
+        return lower > self._tie * upper
 
     def _fairly_timed(self, candidate: Candidate, least: int) -> bool:
         """Whether there are calls enough for a row that can be compared.

@@ -119,7 +119,7 @@ def test_a_beaten_variant_is_not_timed_to_the_end_and_says_by_whom(screen: Scree
     assert report.chosen == STATIC
     assert beaten.status == "skipped"
     assert "its p99 is at least" in beaten.reason
-    assert f"of the source's median, that of {STATIC} at most 0.10" in beaten.reason
+    assert f"of the source's median, that of {STATIC} at most 0.100" in beaten.reason
     assert 0 < calls(beaten) < 3000
 
 
