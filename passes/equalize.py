@@ -48,20 +48,20 @@ class Equalize(Pass):
             raise NotApplicable("the model is already quantized")
         proto = load_proto(model)
         fold_batch_norms(proto)
-        pairs = list(_pairs(proto))
-        if not pairs:
+        found = list(pairs(proto))
+        if not found:
             raise NotApplicable(
                 "no two convolutions follow each other with only ReLU or pooling between them"
             )
-        spread = max(pair.spread() for pair in pairs)
+        spread = max(pair.spread() for pair in found)
         for _ in range(self.rounds):
-            for pair in pairs:
+            for pair in found:
                 pair.equalize()
-        for pair in pairs:
+        for pair in found:
             pair.write()
-        after = max(pair.spread() for pair in pairs)
+        after = max(pair.spread() for pair in found)
         note = (
-            f"{len(pairs)} pairs of layers; the widest channel of a weight was {spread:.0f} times "
+            f"{len(found)} pairs of layers; the widest channel of a weight was {spread:.0f} times "
             f"its median, now {after:.1f}"
         )
         return PassResult(save_proto(proto, context), True, (note,))
@@ -106,15 +106,19 @@ class _Weights:
 
 
 @dataclass(eq=False)
-class _Pair:
+class Pair:
+    """Two layers with nothing but what a positive scale may cross between them."""
+
     first: _Weights
     second: _Weights
 
     def spread(self) -> float:
+        """The widest output channel of the first, as a multiple of the median one."""
         ranges = self.first.output_ranges()
         return float(ranges.max() / max(float(np.median(ranges)), 1e-12))
 
     def equalize(self) -> None:
+        """Give every channel the same range in both layers."""
         out, into = self.first.output_ranges(), self.second.input_ranges()
         alive = (out > 1e-8) & (into > 1e-8)
         factor = np.where(alive, np.sqrt(into / np.where(alive, out, 1)), 1).astype(np.float32)
@@ -122,6 +126,7 @@ class _Pair:
         self.second.scale_inputs(np.float32(1) / factor)
 
     def write(self) -> None:
+        """Put the scaled weights into the graph that they came from."""
         from onnx import numpy_helper
 
         for weights in (self.first, self.second):
@@ -144,7 +149,7 @@ def _along(factor: Array, axis: int, rank: int) -> Array:
     return factor.reshape(shape)
 
 
-def _pairs(proto: Any) -> Iterator[_Pair]:
+def pairs(proto: Any) -> Iterator[Pair]:
     """Layers whose output goes, through homogeneous functions only, to one other layer."""
     reads = uses(proto)
     readers = {name: node for node in proto.graph.node for name in node.input}
@@ -157,7 +162,7 @@ def _pairs(proto: Any) -> Iterator[_Pair]:
             second = layers.get(node.output[0])
             if second is not None and node.input[0] == name:
                 if first.output_ranges().shape == second.input_ranges().shape:
-                    yield _Pair(first, second)
+                    yield Pair(first, second)
                 break
             if node.op_type not in _HOMOGENEOUS:
                 break
