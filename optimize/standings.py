@@ -33,6 +33,12 @@ class _Standing:
     p99: RelativeReport | None
 
 
+def _bounded(candidate: Candidate) -> bool:
+    """Whether it was timed until its p99 has bounds, or long enough for a slow model."""
+    samples = candidate.contender.profile.samples_ns
+    return samples.size >= COMPARED_CALLS or int(samples.sum()) >= COMPARED_NS
+
+
 @dataclass
 class Standings:
     """What the samples so far say of candidates beside each other.
@@ -51,32 +57,51 @@ class Standings:
     _known: dict[str, _Standing] = field(default_factory=dict)
 
     def beaten(self, candidate: Candidate) -> bool:
-        """Whether another variant meets the budgets, and this one is not 3% faster beyond doubt.
+        """Whether another variant meets the budgets, and this one does not promise to be faster.
 
-        Such a variant is not worth more calls for its latency, whatever they would show. Where
-        everything is compared it gets a fair share of calls before.
+        By its bounds it could be faster by 3% at most, or 500 calls show it slower at the median
+        and in the tail: more of them would hardly change what is chosen. Where everything is
+        compared only bounds count, without those 3%.
         """
         if candidate.beaten_by is not None:
             return True
         if self.request.as_is or self.request.objective != "latency":
             return False
-        if not candidate.contender.judged or not self._fairly_timed(candidate, least=1):
+        if not candidate.contender.judged or not self._may_stop(candidate):
             return False
         own = self._of(candidate).p99
-        rivals = [c for c in self.candidates[1:] if c is not candidate and not c.confirmed]
-        standings = [(self._of(c), c.variant.name) for c in rivals]
-        bounds = [(s.p99.p99_upper, name) for s, name in standings if s.accepted and s.p99]
-        upper, name = min(((u, n) for u, n in bounds if u is not None), default=(None, ""))
-        lower = own.p99_lower if own else None
-        if lower is None or upper is None or lower <= self._tie * upper:
+        if own is None:
             return False
-        candidate.beaten_by = (
-            f"its p99 is at least {lower:.3f} of the source's median, that of {name} at most "
-            f"{upper:.3f}"
+        for rival in self.candidates[1:]:
+            theirs = self._of(rival)
+            if rival is candidate or rival.confirmed or not theirs.accepted or not theirs.p99:
+                continue
+            reason = self._why(candidate, own, theirs.p99, rival.variant.name)
+            if reason:
+                candidate.beaten_by = reason
+                told = {"by": rival.variant.name, "reason": reason}
+                self.records.keep(self.keys.beaten(candidate), told, f"beaten by {told['by']}")
+                return True
+        return False
+
+    def _why(
+        self, candidate: Candidate, own: RelativeReport, theirs: RelativeReport, name: str
+    ) -> str | None:
+        """Why a rival that holds makes more calls of a candidate pointless; None if it does not."""
+        lower, upper = own.p99_lower, theirs.p99_upper
+        if lower is not None and upper is not None and lower > self._tie * upper:
+            return (
+                f"its p99 is at least {lower:.3f} of the source's median, that of {name} at most "
+                f"{upper:.3f}"
+            )
+        if self.request.everything or not _bounded(candidate):
+            return None
+        if own.p50 < theirs.p50 or own.p99 < theirs.p99:
+            return None
+        return (
+            f"its p50 and p99 are {own.p50:.3f} and {own.p99:.3f} of the source's median, those of "
+            f"{name} {theirs.p50:.3f} and {theirs.p99:.3f}"
         )
-        told = {"by": name, "reason": candidate.beaten_by}
-        self.records.keep(self.keys.beaten(candidate), told, f"beaten by {name}")
-        return True
 
     def was_beaten(self, candidate: Candidate) -> bool:
         """Whether an earlier run gave it up for another variant, which is here again."""
@@ -93,10 +118,11 @@ class Standings:
         own = self._of(candidate).p99
         if self.request.as_is or self.request.objective != "latency" or own is None:
             return False
-        if not self._fairly_timed(candidate, least=INFORMATIVE_CALLS):
+        few = candidate.contender.profile.samples_ns.size < INFORMATIVE_CALLS
+        if few or not self._may_stop(candidate):
             return False
         return any(
-            theirs.open and theirs.p99 is not None and self._goes_first(theirs.p99, own)
+            theirs.open and theirs.p99 and self._goes_first(candidate, own, theirs.p99)
             for rival in self.candidates[1:]
             if rival.contender.workers and not limits.exhausted(rival.contender.profile)
             for theirs in [self._of(rival)]
@@ -106,24 +132,15 @@ class Standings:
     def _tie(self) -> float:
         return 1.0 if self.request.everything else TIE
 
-    def _goes_first(self, rival: RelativeReport, own: RelativeReport) -> bool:
-        """Whether a rival is much faster by what is seen, or would beat this one if it holds."""
+    def _goes_first(self, candidate: Candidate, own: RelativeReport, rival: RelativeReport) -> bool:
+        """Whether a rival is much faster by what is seen, or faster by enough calls."""
         if rival.p50 < MUCH_FASTER * own.p50:
             return True
-        upper, lower = rival.p99_upper, own.p99_lower
-        if upper is None or lower is None or rival.p99 >= own.p99:
-            return False
-        return lower > self._tie * upper
+        return _bounded(candidate) and rival.p50 < own.p50 and rival.p99 < own.p99
 
-    def _fairly_timed(self, candidate: Candidate, least: int) -> bool:
-        """Whether there are calls enough for a row that can be compared.
-
-        Where everything is compared, and of the source always, that takes bounds of the p99.
-        """
-        samples = candidate.contender.profile.samples_ns
-        if candidate.contender.reference or self.request.everything:
-            return samples.size >= COMPARED_CALLS or int(samples.sum()) >= COMPARED_NS
-        return samples.size >= least
+    def _may_stop(self, candidate: Candidate) -> bool:
+        """Whether its row can be compared: the source's always needs bounds of the p99."""
+        return _bounded(candidate) or not (self.request.everything or candidate.contender.reference)
 
     def _of(self, candidate: Candidate) -> _Standing:
         """What its samples show so far; worked out once for each profile."""
