@@ -193,7 +193,7 @@ class Pass(ABC):
     def __str__(self) -> str:
         """The pass as chains are written: options that differ from their defaults in braces."""
         shown = [
-            f"{field.name}={_text(getattr(self, field.name))}"
+            f"{field.name}={value_text(getattr(self, field.name))}"
             for field in fields(self)
             if getattr(self, field.name) != field.default or self._always(field)
         ]
@@ -220,7 +220,8 @@ def changed_counts(before: Model, after: Model) -> Mapping[str, int]:
     return {name: change for name, change in changes.items() if change}
 
 
-def _text(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """An option's value as it is written in a chain."""
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return str(int(value))
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from optimize.errors import InputError, nearest
 from optimize.models.runtimes import DEFAULT_RUNTIME, find_runtime
-from optimize.passes.base import Pass
+from optimize.passes.base import Pass, value_text
 from optimize.passes.registry import load_pass
 
 SOURCE = "source"
@@ -89,7 +89,7 @@ def options(cls: type[Pass]) -> tuple[Option, ...]:
         Option(
             field.name,
             _type_text(hints[field.name]),
-            "required" if field.default is MISSING else str(field.default).lower(),
+            "required" if field.default is MISSING else value_text(field.default),
         )
         for field in fields(cls)
     )
