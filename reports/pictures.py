@@ -57,6 +57,8 @@ def pictures(view: View) -> dict[str, bytes]:
         for name, draw in ((TRADEOFF, _tradeoff), (DISTRIBUTION, _distribution)):
             figure = Figure(figsize=SIZE_INCHES, dpi=DPI, layout="constrained")
             if draw(view, figure.subplots()):
+                figure.draw_without_rendering()
+                figure.set_layout_engine("none")  # laid out once for all formats
                 drawn |= {f"{name}.{kind}": _saved(figure, kind) for kind in FORMATS}
     return drawn
 
