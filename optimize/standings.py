@@ -15,6 +15,9 @@ from optimize.request import Request
 
 # Who takes longer than a variant by more than this lets it go first.
 MUCH_FASTER = 0.7
+# Thousands of calls shorter than this take seconds: all of them are timed to the end, so that the
+# same run ends in the same statuses.
+CHEAP_NS = 2_500_000
 # What could be faster than a variant that holds by less than this is not worth thousands of calls.
 TIE = 0.97
 
@@ -65,7 +68,7 @@ class Standings:
         """
         if candidate.beaten_by is not None:
             return True
-        if self.request.as_is or self.request.objective != "latency":
+        if not self._races(candidate):
             return False
         if not candidate.contender.judged or not self._may_stop(candidate):
             return False
@@ -116,7 +119,7 @@ class Standings:
     def waits(self, candidate: Candidate, limits: Limits) -> bool:
         """Whether a faster variant is still being timed: if it holds, this one is beaten."""
         own = self._of(candidate).p99
-        if self.request.as_is or self.request.objective != "latency" or own is None:
+        if own is None or not self._races(candidate):
             return False
         few = candidate.contender.profile.samples_ns.size < INFORMATIVE_CALLS
         if few or not self._may_stop(candidate):
@@ -137,6 +140,11 @@ class Standings:
         if rival.p50 < MUCH_FASTER * own.p50:
             return True
         return _bounded(candidate) and rival.p50 < own.p50 and rival.p99 < own.p99
+
+    def _races(self, candidate: Candidate) -> bool:
+        """Whether latency is what is chosen by, and more calls of it cost what is worth saving."""
+        by_latency = not self.request.as_is and self.request.objective == "latency"
+        return by_latency and candidate.contender.call_ns >= CHEAP_NS
 
     def _may_stop(self, candidate: Candidate) -> bool:
         """Whether its row can be compared: the source's always needs bounds of the p99."""
