@@ -10,6 +10,7 @@ import json
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from optimize.budgets.budget import format_ns
@@ -51,6 +52,7 @@ class Bounder:
         store: where peaks and costs are kept; None for nowhere.
         notes: why there is no bound, if there is none.
         hurried: whether there is no time to measure peaks that are not known yet.
+        temporary: where the counting process has its temporary files; None for the system's.
     """
 
     device: Device
@@ -61,8 +63,13 @@ class Bounder:
     notes: list[str] = field(default_factory=list)
     hurried: bool = False
     source: Bounds | None = None
-    _child: Child = field(default_factory=Child)
+    temporary: Path | None = None
+    _child: Child = field(init=False)
     _sample: Mapping[str, Array] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Start nothing yet."""
+        self._child = Child(self.temporary)
 
     def judge_source(self, model: Model) -> Bounds | None:
         """The bounds of the source in every precision; None, with a note, if there are none."""

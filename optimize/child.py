@@ -20,6 +20,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from queue import LifoQueue
 from typing import IO, Any, ParamSpec, TypeVar
 
@@ -56,9 +57,15 @@ class Child:
         listen: is told what the child says by :func:`say`.
     """
 
-    def __init__(self) -> None:
-        """Start nothing yet."""
+    def __init__(self, temporary: Path | None = None) -> None:
+        """Start nothing yet.
+
+        Args:
+            temporary: where the child has its temporary files, so that they go with the run's even
+                if it is killed; None for where the system has them.
+        """
         self.listen: Callable[[str], None] = lambda _: None
+        self._temporary = temporary
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
         self._starter = 0
@@ -132,6 +139,7 @@ class Child:
                     **os.environ,
                     "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
                     "ORT_DISABLE_TELEMETRY": "1",
+                    **({"TMPDIR": str(self._temporary)} if self._temporary else {}),
                 },
             )
         return self._process
@@ -161,9 +169,9 @@ class Child:
 class Children:
     """Some child processes; a call takes the next that is free, or waits for one."""
 
-    def __init__(self, count: int = 1) -> None:
-        """Start none yet; each is started when it is first needed."""
-        self._all = [Child() for _ in range(count)]
+    def __init__(self, count: int = 1, temporary: Path | None = None) -> None:
+        """Start none yet; each is started when it is first needed. See :class:`Child`."""
+        self._all = [Child(temporary) for _ in range(count)]
         self._free: LifoQueue[Child] = LifoQueue()
         for child in reversed(self._all):
             self._free.put(child)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from optimize.budgets.profile import Profile, paired_ratio
 from optimize.budgets.verdict import Requirement
 from optimize.measure import Contender, Limits, open_worker, time_in_turns, warm_up
 from optimize.models.data import Dataset
+from optimize.scratch import run_folder
 from optimize.targets.base import Device, Job, Settings
 from optimize.targets.inputs import write_inputs
 from optimize.targets.local import LocalTarget
@@ -104,8 +104,7 @@ def _canary_spread() -> float:
 def same_twice(target: LocalTarget, seconds: float) -> tuple[Profile, Profile]:
     """Time one small model in two processes in turns, for about ``seconds``."""
     limits = Limits(deadline=time.monotonic() + seconds, max_samples=10**6)
-    with tempfile.TemporaryDirectory(prefix="optimize-doctor-") as name:
-        folder = Path(name)
+    with run_folder() as folder:
         inputs = write_inputs(_samples(), folder / "inputs")
         model = _write_model(folder)
         pair = [

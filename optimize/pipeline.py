@@ -63,7 +63,7 @@ def run(request: Request, observer: Observer | None = None, target: Target | Non
     )
     with run_folder() as folder:
         state = RunState(request, target, device, settings, folder, time.monotonic(), clock=clock)
-        state.children = Children(_jobs(request, device))
+        state.children = Children(_jobs(request, device), folder)
         if request.cache is not None:
             state.store = Store(request.cache, report=state.notes.append)
         try:
@@ -144,6 +144,7 @@ def _infeasible(state: RunState, observer: Observer) -> bool:
     state.bounder = Bounder(
         state.device, state.settings.threads, versions(), prepared.evaluation, state.store,
         state.notes, hurried=limit is not None and limit < LEAST_TIME_FOR_PEAKS_S,
+        temporary=state.folder,
     )  # fmt: skip
     bounds = state.bounder.judge_source(prepared.exported.model)
     found = judge_feasibility(request.budgets, bounds) if bounds else None

@@ -181,7 +181,7 @@ class _Comparison:
         )
 
     def _prepare(self, stack: ExitStack) -> Prepared:
-        child = Child()
+        child = Child(self.folder)
         stack.callback(child.close)
         standard = _standard(self.request, self.result)
 
