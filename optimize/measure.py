@@ -236,8 +236,10 @@ def _still_open(
 ) -> list[Contender]:
     """Who is not beaten; the reference stays for as long as another does."""
     others = [c for c in active if not c.reference and not beaten(c)]
-    own = [c for c in active if c.reference and undecided(c, requirement) and not beaten(c)]
-    return [c for c in active if c in others or (c.reference and (others or own))]
+    references = [c for c in active if c.reference]
+    if others or any(undecided(c, requirement) and not beaten(c) for c in references):
+        return [*references, *others]
+    return []
 
 
 def lead_ns(contenders: Sequence[Contender]) -> int:

@@ -78,7 +78,13 @@ def _read(folder: Path) -> tuple[dict[str, Any], Report]:
             raise InputError(f"{folder} is damaged: {name} is missing or was changed since")
     if manifest["chain"] is None or manifest.get("model", FILE_NAME) not in files:
         raise InputError(f"{folder} holds no model: no variant was kept when it was made")
-    return manifest, Report.from_json((folder / REPORT).read_text(encoding="utf-8"))
+    report = Report.from_json((folder / REPORT).read_text(encoding="utf-8"))
+    if not report.budgets:
+        raise InputError(
+            f"{folder} was made without a budget, so that there is nothing to verify; judge its "
+            f"model by optimize profile {folder / manifest['model']} --budget p99=20ms"
+        )
+    return manifest, report
 
 
 def _request(

@@ -108,7 +108,7 @@ def _certainty(view: View, variant: VariantReport) -> Iterator[Fact]:
     busy = runs.samples - runs.clean_samples
     details = [f"{busy} of them while the machine was busy"] if busy else []
     confidence = view.report.settings.confidence
-    if variant.status == "kept":
+    if variant.status == "kept" and view.report.budgets:
         margin = "that it stays within the budgets"
         yield Fact("certainty", f"{confidence * 100:g}%", "good", margin, (calls, *details))
     elif variant.status == "too_slow":

@@ -294,3 +294,28 @@ def test_a_file_named_like_a_command_is_reached_by_its_path(
     done = optimize("./passes", "--budget", "p99=1s", cwd=tmp_path)
     assert done.returncode == 2
     assert "is no model" in done.stderr
+
+
+def test_a_comparison_needs_no_budget(optimize: Command, data: Path, tmp_path: Path) -> None:
+    words = (FASHION / "resnet.safetensors", "--arch", f"{FASHION / 'arch.py'}:resnet")
+    given = ("--data", data / "val.npz", "--threads", 1, "--no-cache")
+    out = tmp_path / "out"
+    done = optimize("compare", *words, *given, "--strategies", "fp16", "--out", out, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert [row["chain"] for row in report["variants"]] == ["source", "fold,fuse,fp16"]
+    assert all(row["latency"]["samples"] >= 500 for row in report["variants"])
+    again = optimize("verify", out)
+    assert again.returncode == 2
+    assert "made without a budget, so that there is nothing to verify" in again.stderr
+
+
+def test_a_strategy_that_no_chain_has_is_refused(
+    optimize: Command, data: Path, tmp_path: Path
+) -> None:
+    words = (FASHION / "resnet.safetensors", "--arch", f"{FASHION / 'arch.py'}:resnet")
+    given = ("--data", data / "val.npz", "--strategies", "fp32", "--no-cache")
+    done = optimize("compare", *words, *given, "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert "--strategies fp32: no chain of the plan" in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -32,6 +32,15 @@ def test_markdown_is_short_enough_for_a_comment(name: str) -> None:
     assert len(text) < 12_000
 
 
+def test_without_a_budget_nothing_is_certain_to_stay_within_one() -> None:
+    view = many()
+    text = markdown(replace(view, report=replace(view.report, budgets=())))
+    assert "No budget was declared" in text
+    assert "certainty" in markdown(view)
+    assert "certainty" not in text
+    assert "within" not in text.partition("| variant |")[0]
+
+
 def test_markdown_leads_with_the_answer_and_has_a_picture() -> None:
     text = markdown(many(), "accuracy-latency.png")
     first = text.splitlines()[0]
