@@ -64,6 +64,15 @@ class Records:
             self._store.put(key, json.dumps(value).encode(), {"what": what})
             self._store.release(key)
 
+    def files(self, parts: Mapping[str, Any]) -> dict[str, bytes] | None:
+        """The files kept under ``parts``, by name; None if there are none."""
+        told = self.recall(parts)
+        return None if told is None else {n: base64.b64decode(text) for n, text in told.items()}
+
+    def keep_files(self, parts: Mapping[str, Any], files: Mapping[str, bytes], what: str) -> None:
+        """Keep small files by name; see :meth:`keep`."""
+        self.keep(parts, {n: base64.b64encode(text).decode() for n, text in files.items()}, what)
+
     def recall_profile(self, parts: Mapping[str, Any]) -> Profile:
         """All that was timed under ``parts``; without blocks if nothing was."""
         name, number, found = self._key(parts), 0, Profile(())

@@ -57,7 +57,8 @@ def finish(state: RunState, error: BaseException | None) -> Result:
         output.check_writable(folder)
     manifest = _manifest(state, report, artefact, folder)
     profiles = state.screening.profiles() if state.screening else {}
-    extra, problem = reports.for_run(report, profiles, quick=error is not None)
+    shelf = state.screening.records if state.screening else None
+    extra, problem = reports.for_run(report, profiles, error is not None, shelf)
     if problem:
         report = replace(report, notes=(*report.notes, problem))
     if artefact is not None:

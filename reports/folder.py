@@ -13,6 +13,7 @@ from optimize.models.model import FILE_NAME
 from optimize.output import REPORT
 from optimize.report import Report, Result
 from optimize.reports import samples
+from optimize.reports.album import Shelf, remembered
 from optimize.reports.command import without_paths
 from optimize.reports.markdown import MARKDOWN, markdown
 from optimize.reports.page import PAGE, page
@@ -24,7 +25,10 @@ T = TypeVar("T")
 
 
 def for_run(
-    report: Report, profiles: Mapping[str, Profile], quick: bool = False
+    report: Report,
+    profiles: Mapping[str, Profile],
+    quick: bool = False,
+    shelf: Shelf | None = None,
 ) -> tuple[dict[str, bytes], str | None]:
     """What a run writes beside its report.
 
@@ -34,6 +38,7 @@ def for_run(
         report: of the run.
         profiles: what was measured, by chain.
         quick: leave out what takes seconds, for a user who wants to leave.
+        shelf: where pictures lie that need not be drawn again; None for nowhere.
 
     Returns:
         The files by name, and why some are missing in words; None if none is.
@@ -44,21 +49,21 @@ def for_run(
     if quick:
         return found, None
     try:
-        return found | drawn(view), None
+        return found | drawn(view, shelf), None
     except InputError:
         return found, None  # the extra is not installed: a choice, not a fault
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  see above
         return found, f"report.html could not be drawn: {first_cause(error)}"
 
 
-def drawn(view: View) -> dict[str, bytes]:
-    """Everything that is drawn, by file name.
+def drawn(view: View, shelf: Shelf | None = None) -> dict[str, bytes]:
+    """Everything that is drawn, by file name; see :func:`for_run`.
 
     Raises:
         InputError: the extra ``report`` is not installed.
     """
     html = page(view).encode()
-    images = pictures(view)
+    images = remembered(view, pictures, shelf)
     name = f"{TRADEOFF}.png"
     text = markdown(view, name if name in images else None).encode()
     return {PAGE: html, MARKDOWN: text, **images}
