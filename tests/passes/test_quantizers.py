@@ -21,7 +21,7 @@ from optimize.models.model import Model
 from optimize.models.run import open_session
 from optimize.passes.base import PassResult
 from optimize.passes.chain import Chain
-from optimize.passes.quantizers import layers
+from optimize.passes.quantizers import layers, ranges
 from optimize.passes.quantizers.nncf_engine import unsigned_activations
 from optimize.passes.quantizers.ranges import least_squares_range, suitable
 
@@ -133,6 +133,30 @@ def test_a_least_squares_range_is_as_good_as_any(seed: int, kind: str) -> None:
     )
     # A bin is narrower than two steps, so that rounding within it is noise.
     assert quantization_error(values, *found) <= 1.25 * best
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), size=st.integers(1, 3000), scale=st.floats(1e-3, 1e3))
+def test_values_are_counted_as_numpy_counts_them(seed: int, size: int, scale: float) -> None:
+    values = np.random.default_rng(seed).normal(0.3, scale, size).astype(np.float32)
+    low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
+    found = ranges.histogram(values, low, high)
+    expected = np.histogram(values, ranges.BINS, (low, high))[0]
+    # In float32 a value at the edge of two bins may fall into the next: the sums of both agree.
+    assert found.sum() == size
+    assert np.abs(np.cumsum(found) - np.cumsum(expected)).max() <= max(2, size // 100)
+
+
+@pytest.mark.parametrize("channels", [4, 64, 384, 1536])
+def test_values_are_drawn_from_all_channels(channels: int) -> None:
+    drawn = ranges.Drawn(20_000)
+    values = np.tile(np.arange(channels, dtype=np.float32), 400_000 // channels)
+    found = drawn(values)
+    assert found.size == 20_000
+    counts = np.bincount(found.astype(int), minlength=channels)
+    expected = 20_000 / channels
+    assert counts.min() > 0.3 * expected if expected > 40 else counts.min() >= 1
+    np.testing.assert_array_equal(drawn(values), found)
 
 
 def test_a_heavy_tail_is_clipped_and_a_uniform_is_not() -> None:
