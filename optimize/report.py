@@ -355,6 +355,8 @@ class Report:
         Raises:
             InputError: it is no report, or of another schema.
         """
+        import json
+
         from pydantic import TypeAdapter, ValidationError
 
         try:
@@ -365,6 +367,8 @@ class Report:
             raise InputError(
                 f"this is no report of schema {SCHEMA}: {place}: {first['msg']}"
             ) from None
+        if "schema" not in json.loads(text):
+            raise InputError(f"this is no report of schema {SCHEMA}: schema: Field required")
         return report
 
 
