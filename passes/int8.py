@@ -25,6 +25,7 @@ Engine = Literal["onnxruntime", "neural-compressor", "nncf"]
 _CONV = ("Conv", "ConvTranspose")
 _RECURRENT = ("LSTM", "GRU")
 # Integer dot products that do not overflow their 16-bit intermediates.
+_OVERFLOWING = "weights in 8 bits: some of this device's products overflow"
 _DOT_PRODUCT = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "sve"}
 _RANKING = "ranking.json"
 
@@ -125,10 +126,13 @@ class Int8(Pass):
         if self.engine == "neural-compressor":
             from optimize.passes.quantizers import neural_compressor_engine
 
-            return neural_compressor_engine.quantize(model, self._calibration(context), context)
+            made = neural_compressor_engine.quantize(model, self._calibration(context), context)
+            # The library knows no 7 bits.
+            notes = (*made.notes, _OVERFLOWING) if _overflows(context) else made.notes
+            return replace(made, notes=notes)
         if self.mode == "weights":
             return self._weights(model, context)
-        notes: tuple[str, ...] = ()
+        notes = ()
         learnt: tuple[str, ...] = ()
         if self.recover == "distill":
             model, learnt = self._recovered(model, context)
@@ -171,6 +175,7 @@ class Int8(Pass):
                 lambda now: context.progress(str(now)),
                 checkpoints,
                 context.deadline,
+                _overflows(context),
             )
         folder = context.folder / "recovered"
         folder.mkdir()
@@ -242,7 +247,7 @@ class Int8(Pass):
             str(path),
             op_types_to_quantize=types,
             per_channel=self.per == "channel",
-            reduce_range=not context.isa & _DOT_PRODUCT,
+            reduce_range=_overflows(context),
             weight_type=QuantType.QInt8,
             nodes_to_exclude=list(nodes),
             use_external_data_format=needs_side_file(model),
@@ -253,7 +258,7 @@ class Int8(Pass):
         import onnx
 
         calibration = suitable(self._calibration(context), self.calibration)
-        reduced = not context.isa & _DOT_PRODUCT
+        reduced = _overflows(context)
         per_channel = self.per == "channel"
         scheme = static.Scheme(tuple(types), per_channel, reduced, self.symmetric, self.calibration)
         path = context.folder / FILE_NAME
@@ -326,6 +331,11 @@ class Int8(Pass):
             raise NotApplicable(f"the model has no MatMul with constant weights{_hint(model)}")
         left = result.count("MatMul")
         return PassResult(result, True, (f"{packed} MatMul in {self.bits} bits, {left} in float",))
+
+
+def _overflows(context: Context) -> bool:
+    """Whether products of unsigned and signed bytes are summed in pairs of 16 bits here."""
+    return not context.isa & _DOT_PRODUCT
 
 
 def _kept_note(kept: Sequence[str]) -> str:

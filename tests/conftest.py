@@ -24,6 +24,7 @@ from optimize.models.data import Dataset
 from optimize.models.model import Model
 from optimize.passes.base import Context, PassResult
 from optimize.passes.chain import Chain
+from optimize.targets.local import LocalTarget
 
 # Tests leave nothing in the user's cache, and find nothing there.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="optimize-tests-")
@@ -305,7 +306,7 @@ def apply(tmp_path_factory: pytest.TempPathFactory) -> Apply:
                 folder=tmp_path_factory.mktemp("pass"),
                 samples=samples.take(range(min(4, len(samples)))),
                 calibration=samples,
-                isa=frozenset({"avx512_vnni"}),
+                isa=frozenset(LocalTarget().device().isa),
             )
             result = step(result.model if result else model, replace(context, **changes))
         assert result is not None

@@ -32,6 +32,7 @@ def recover_quantized(
     progress: Callable[[Progress], None] | None = None,
     checkpoint_folder: Path | None = None,
     deadline: float | None = None,
+    reduced: bool = False,
 ) -> tuple[Any, tuple[str, ...]]:
     """Return a copy of ``module`` with float weights that bear INT8, and notes.
 
@@ -43,20 +44,26 @@ def recover_quantized(
         progress: see :func:`distill.distill`.
         checkpoint_folder: likewise.
         deadline: likewise.
+        reduced: whether weights will get 7 bits, see :func:`fake_quantized`.
 
     Raises:
         NotApplicable: there is no convolution or linear layer.
         InputError, PassFailed: as :func:`distill.distill`.
     """
-    student = fake_quantized(module, batches)
+    student = fake_quantized(module, batches, reduced)
     trained, notes = distill(
         student, teacher, batches, options, progress, checkpoint_folder, deadline
     )
     return plain(trained).train(module.training), ("trained with INT8's rounding", *notes)
 
 
-def fake_quantized(module: Any, batches: Batches) -> Any:
+def fake_quantized(module: Any, batches: Batches, reduced: bool = False) -> Any:
     """Return a copy whose convolutions and linear layers round their inputs and weights to 8 bits.
+
+    Args:
+        module: in float.
+        batches: real data, for ranges.
+        reduced: 7 bits for the weights, as ``int8`` writes where 8 would overflow.
 
     Raises:
         NotApplicable: there is none.
@@ -72,7 +79,7 @@ def fake_quantized(module: Any, batches: Batches) -> Any:
     if not layers:
         raise NotApplicable("the model has no convolution or linear layer to quantize")
     for name, layer in layers:
-        parametrize.register_parametrization(layer, "weight", RoundedWeight())
+        parametrize.register_parametrization(layer, "weight", RoundedWeight(reduced))
         wrapped = RoundedInput(layer)
         if not name:
             student = wrapped

@@ -12,18 +12,23 @@ import torch
 from torch import Tensor, nn
 
 _DECAY = 0.99  # of the ranges' moving average
-_UNSIGNED, _SIGNED = 255, 127
+_UNSIGNED, _SIGNED, _REDUCED = 255, 127, 64  # onnxruntime's ends of a range
 
 
 class RoundedWeight(nn.Module):
-    """A parametrization: signed 8 bits, one scale for each output channel (the first axis)."""
+    """A parametrization: signed 8 (or 7) bits, one scale for each output channel (first axis)."""
+
+    def __init__(self, reduced: bool = False) -> None:
+        super().__init__()
+        self._most = _REDUCED if reduced else _SIGNED
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Float (channels, ...) -> the same, on 255 levels a channel."""
+        """Float (channels, ...) -> the same, on 255 (or 129) levels a channel."""
         largest = weight.detach().abs().flatten(1).amax(1)
-        scale = (largest / _SIGNED).clamp_min(torch.finfo(torch.float32).tiny)
+        scale = (largest / self._most).clamp_min(torch.finfo(torch.float32).tiny)
         zero = torch.zeros_like(scale, dtype=torch.int32)
-        return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -_SIGNED, _SIGNED)
+        most = self._most
+        return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -most, most)
 
 
 class RoundedInput(nn.Module):

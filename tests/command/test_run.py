@@ -110,11 +110,11 @@ def test_no_temporary_path_is_in_the_report(kept: Any) -> None:
 
 
 def test_verify_judges_the_folder_again(kept: Any, optimize: Command) -> None:
-    out, _, _ = kept
+    out, report, _ = kept
     done = optimize("verify", out, "--json")
     assert done.returncode == 0, done.stderr
     names = [variant["chain"] for variant in json.loads(done.stdout)["variants"]]
-    assert names == ["source", "fold,fuse,int8{mode=static}"]
+    assert names == ["source", report["chosen"]]
 
 
 def test_verify_refuses_a_changed_folder(kept: Any, optimize: Command, tmp_path: Path) -> None:

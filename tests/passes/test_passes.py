@@ -19,8 +19,9 @@ from optimize.models.data import Dataset, fit
 from optimize.models.model import Model
 from optimize.passes.base import Context, Pass, PassResult
 from optimize.passes.chain import Chain
+from optimize.targets.local import LocalTarget
 
-ISA = frozenset({"avx512_vnni"})
+ISA = frozenset(LocalTarget().device().isa)
 Apply = Callable[..., PassResult]
 
 
