@@ -122,7 +122,8 @@ class Int8(Pass):
             from optimize.passes.quantizers import nncf_engine
 
             calibration = self._calibration(context)
-            return nncf_engine.quantize(model, calibration, context, has_attention(model))
+            transformer, overflows = has_attention(model), _overflows(context)
+            return nncf_engine.quantize(model, calibration, context, transformer, overflows)
         if self.engine == "neural-compressor":
             from optimize.passes.quantizers import neural_compressor_engine
 

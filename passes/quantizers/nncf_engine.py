@@ -16,8 +16,13 @@ from optimize.passes.base import Context, PassResult
 from optimize.passes.files import load_proto, save_proto, silent
 
 
-def quantize(model: Model, calibration: Dataset, context: Context, transformer: bool) -> PassResult:
+def quantize(
+    model: Model, calibration: Dataset, context: Context, transformer: bool, overflows: bool = False
+) -> PassResult:
     """Quantize for the runtime that will serve: OpenVINO's own format, or QDQ for onnxruntime.
+
+    ``overflows`` halves the range of onnxruntime's weights, for CPUs whose sums of 8-bit products
+    overflow; for OpenVINO, NNCF's default is made.
 
     Raises:
         NotApplicable: NNCF or OpenVINO is not installed.
@@ -38,6 +43,10 @@ def quantize(model: Model, calibration: Dataset, context: Context, transformer: 
             openvino.save_model(quantized, str(path), compress_to_fp16=False)
         made = Model.of("openvino", (path, path.with_suffix(".bin")), model.signature)
         return PassResult(made, True, (note,))
+    if overflows:
+        options["advanced_parameters"] = nncf.AdvancedQuantizationParameters(
+            overflow_fix=nncf.OverflowFix.ENABLE
+        )
     with silent():
         proto = nncf.quantize(load_proto(model), samples, **options)
     shifted = unsigned_activations(proto)

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from cpu import ISA
 from onnx import TensorProto, helper, numpy_helper
 from shipped import FASHION
 
@@ -19,9 +20,7 @@ from optimize.models.data import Dataset, fit
 from optimize.models.model import Model
 from optimize.passes.base import Context, Pass, PassResult
 from optimize.passes.chain import Chain
-from optimize.targets.local import LocalTarget
 
-ISA = frozenset(LocalTarget().device().isa)
 Apply = Callable[..., PassResult]
 
 

@@ -446,3 +446,19 @@ def test_symmetric_activations_have_their_zero_in_the_middle(
         int(weights[node.input[2]]) for node in proto.graph.node if node.op_type == "QuantizeLinear"
     }
     assert zeros <= {127, 128}
+
+
+@pytest.mark.parametrize(("isa", "most"), [("avx2", 64), ("avx512_vnni", 128)])
+def test_nncf_halves_weights_where_products_overflow(
+    isa: str, most: int, network: Model, digits_samples: Dataset, apply: Apply
+) -> None:
+    pytest.importorskip("nncf")
+    text = "int8{mode=static,engine=nncf}"
+    model = apply(text, network, digits_samples.take(range(16)), isa=frozenset({isa})).model
+    weights = [
+        numpy_helper.to_array(tensor).astype(int)
+        for tensor in onnx.load(model.path).graph.initializer
+        if tensor.data_type == TensorProto.INT8 and len(tensor.dims) >= 2
+    ]
+    assert weights
+    assert most / 2 - 1 < max(np.abs(weight).max() for weight in weights) <= most

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cpu
 import numpy as np
 import pytest
 from onnx import helper
@@ -39,8 +40,7 @@ from optimize.targets.local import LocalTarget
 if TYPE_CHECKING:
     from conftest import Digits, GraphMaker
 
-DOT_PRODUCT = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "sve"}
-ISA = frozenset(LocalTarget().device().isa) | {"avx512_bf16"}
+ISA = cpu.ISA | {"avx512_bf16"}
 PATIENCE = 120.0
 COUNT = 100
 Cosine = Callable[[Any, Any], float]
@@ -123,7 +123,7 @@ CHAINS = {
     "int8{mode=static}": 0.999,
     "int8{mode=static,engine=nncf}": 0.997,
     # Its weights have 8 bits, of which products overflow without such instructions.
-    "int8{mode=static,engine=neural-compressor}": 0.997 if ISA & DOT_PRODUCT else 0.99,
+    "int8{mode=static,engine=neural-compressor}": 0.997 if cpu.SUMS_IN_32_BITS else 0.99,
     "source@openvino": 0.999999,
     "equalize@openvino": 0.99999,
     "fold,int8{mode=static,engine=nncf}@openvino": 0.997,

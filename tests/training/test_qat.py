@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from cpu import ISA, SUMS_IN_32_BITS
 from shipped import FASHION
 
 from optimize.errors import InputError, NotApplicable
@@ -25,10 +26,7 @@ from optimize.passes.int8 import Int8
 from optimize.passes.training.batches import Batches
 from optimize.passes.training.options import DistillOptions
 from optimize.passes.training.qat import fake_quantized, plain, recover_quantized
-from optimize.targets.local import LocalTarget
 
-HERE = frozenset(LocalTarget().device().isa)
-DOT_PRODUCT = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "sve"}
 torch = pytest.importorskip("torch")
 nn = torch.nn
 
@@ -37,7 +35,7 @@ nn = torch.nn
 def quantized(tmp_path: Path) -> Callable[..., Any]:
     """Export, quantize by the pass, and give the outputs by onnxruntime."""
 
-    def run(module: Any, data: Dataset, isa: frozenset[str] = HERE) -> tuple[Any, Model]:
+    def run(module: Any, data: Dataset, isa: frozenset[str] = ISA) -> tuple[Any, Model]:
         path = tmp_path / "float.onnx"
         name = next(iter(data.inputs))
         example = torch.from_numpy(np.concatenate(data.inputs[name][:2]))
@@ -64,9 +62,9 @@ def quantized(tmp_path: Path) -> Callable[..., Any]:
 
 @pytest.mark.parametrize("bits", [7, 8])
 def test_the_rounding_is_that_of_static_qdq(bits: int, quantized: Callable[..., Any]) -> None:
-    if bits == 8 and not HERE & DOT_PRODUCT:
+    if bits == 8 and not SUMS_IN_32_BITS:
         pytest.skip("products of 8 bits overflow on this CPU")
-    isa = HERE if bits == 8 else frozenset({"avx2"})
+    isa = ISA if bits == 8 else frozenset({"avx2"})
     torch.manual_seed(0)
     layer = nn.Conv2d(3, 6, 3)
     rng = np.random.default_rng(0)
@@ -131,7 +129,7 @@ def test_the_pass_trains_and_gives_integer_kernels(fashion_data: Dataset, tmp_pa
         folder=tmp_path / "pass",
         samples=fashion_data.take(range(4)),
         calibration=fashion_data.take(range(120)),
-        isa=HERE,
+        isa=ISA,
         teacher=made.program,
     )
     context.folder.mkdir()
