@@ -24,8 +24,8 @@ Mode = Literal["dynamic", "static", "weights"]
 Engine = Literal["onnxruntime", "neural-compressor", "nncf"]
 _CONV = ("Conv", "ConvTranspose")
 _RECURRENT = ("LSTM", "GRU")
-# Integer dot products that do not overflow their 16-bit intermediates.
 _OVERFLOWING = "weights in 8 bits: some of this device's products overflow"
+# Integer dot products that do not overflow their 16-bit intermediates.
 _DOT_PRODUCT = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "sve"}
 _RANKING = "ranking.json"
 
@@ -128,12 +128,12 @@ class Int8(Pass):
             from optimize.passes.quantizers import neural_compressor_engine
 
             made = neural_compressor_engine.quantize(model, self._calibration(context), context)
-            # The library knows no 7 bits.
-            notes = (*made.notes, _OVERFLOWING) if _overflows(context) else made.notes
-            return replace(made, notes=notes)
+            if not _overflows(context):
+                return made
+            return replace(made, notes=(*made.notes, _OVERFLOWING))  # the library knows no 7 bits
         if self.mode == "weights":
             return self._weights(model, context)
-        notes = ()
+        notes: tuple[str, ...] = ()
         learnt: tuple[str, ...] = ()
         if self.recover == "distill":
             model, learnt = self._recovered(model, context)
