@@ -44,7 +44,7 @@ class Int8(Pass):
     """
 
     name: ClassVar[str] = "int8"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     summary: ClassVar[str] = "INT8 quantization: dynamic, static (QDQ) or weight-only (8 or 4 bits)"
     needs: ClassVar[str] = (
         "mode=static: real data to calibrate on; recover=distill: a torch module; "

@@ -24,7 +24,7 @@ BINS = 2048
 LEVELS = 255
 # Attention masks put -3.4e38 into a tensor; no range that includes that resolves anything else.
 _BEYOND = 1e30
-_PER_SAMPLE = 16384  # elements of a tensor that go into its histogram from one sample
+_PER_SAMPLE = 1 << 18  # elements of a tensor that go into its histogram from one sample
 _SHARES = np.linspace(0.2, 1.0, 33)
 
 
@@ -95,23 +95,21 @@ def _least_squares(model: Path, ops: Sequence[str], samples: Dataset, large: boo
 
 
 class Drawn:
-    """Draws so many values of a tensor at random, of one size the same ones each time.
+    """Draws so many values of a large tensor at random, others each time.
 
-    Every n-th value would be those of a few channels, where n divides their number.
+    Every n-th value would be those of a few channels, where n divides their number; the same places
+    each time would never, or always, see the few that hold a transformer's outliers.
     """
 
     def __init__(self, most: int = _PER_SAMPLE) -> None:
         self._most = most
-        self._places: dict[int, NDArray[np.int64]] = {}
+        self._rng = np.random.default_rng(0)
 
     def __call__(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """All of the values, shape (values,), or ``most`` of them."""
         if values.size <= self._most:
             return values
-        if values.size not in self._places:
-            rng = np.random.default_rng(values.size)
-            self._places[values.size] = np.sort(rng.choice(values.size, self._most, replace=False))
-        return values[self._places[values.size]]
+        return values[self._rng.integers(0, values.size, self._most)]
 
 
 def histogram(values: NDArray[np.float32], low: float, high: float) -> NDArray[np.int64]:
