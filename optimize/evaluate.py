@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from threading import Lock
 
 from optimize.budgets.accuracy import Accuracy, Outputs, Scores, compare
@@ -106,7 +107,7 @@ class Evaluation:
 
     def _compare_all(self, candidates: Sequence[Candidate], limits: Limits) -> None:
         # Workers are started by this thread: Linux ends them with the thread that started them.
-        ready = [c for c in candidates if attempt(self._open, c, limits)]
+        ready = [c for c in candidates if attempt(partial(open_for, self.target), c, limits)]
         with ThreadPoolExecutor(max(1, len(ready))) as pool:
             try:
                 for done in [pool.submit(attempt, self._compare, c, limits) for c in ready]:
@@ -115,9 +116,6 @@ class Evaluation:
                 for candidate in candidates:  # what still waits for a worker ends with it
                     candidate.contender.close()
                 raise
-
-    def _open(self, candidate: Candidate, limits: Limits) -> None:
-        open_for(self.target, candidate, limits)
 
     def _wants_outputs(self, candidate: Candidate) -> bool:
         if candidate.accuracy is not None or candidate.contender.error is not None:

@@ -32,23 +32,28 @@ from optimize.trial import Trial
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "fashion"
 SHARE = 0.6
 CALLS = {"fashion": 4000, "mobilenet": 2000, "digits": 4000, "crepe": 300}
-CALIBRATION = 256
+# A model's file, and the architecture of weights.
+FILES = {
+    "fashion": ("resnet.safetensors", "arch.py:resnet"),
+    "mobilenet": ("model.safetensors", "arch.py:factory"),
+    "digits": ("model.pth", "arch.py:factory"),
+    "crepe": ("full.onnx", None),
+}
 
 
 def source(name: str, folder: Path) -> tuple[Exported, Dataset]:
     """A model and its data."""
-    model, arch = EXAMPLE / "resnet.safetensors", f"{EXAMPLE / 'arch.py'}:resnet"
-    data = samples.read_data(str(EXAMPLE / "data.npz"))
-    if name != "fashion":
-        data = samples.read_data(str(folder / name / "data.npz"))
-        model, arch = folder / "crepe" / "full.onnx", ""
-    if name == "mobilenet":
-        model, arch = folder / name / "model.safetensors", f"{folder / name / 'arch.py'}:factory"
-    if name == "digits":
-        model, arch = folder / name / "model.pth", f"{folder / name / 'arch.py'}:factory"
-    own = Path(tempfile.mkdtemp())
-    probe = samples.representative(data)
-    exported = load_and_export(detect(model), arch or None, False, probe, (), own)
+    home = EXAMPLE if name == "fashion" else folder / name
+    model, arch = FILES[name]
+    data = samples.read_data(str(home / "data.npz"))
+    exported = load_and_export(
+        detect(home / model),
+        None if arch is None else str(home / arch),
+        False,
+        samples.representative(data),
+        (),
+        Path(tempfile.mkdtemp()),
+    )
     return exported, samples.fit(data, exported.model.signature.inputs)
 
 

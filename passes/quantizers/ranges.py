@@ -113,7 +113,7 @@ class Drawn:
 
 
 def histogram(values: NDArray[np.float32], low: float, high: float) -> NDArray[np.int64]:
-    """Counts of equal bins over [low, high], shape (BINS,); numpy's own is four times slower.
+    """Counts of equal bins over [low, high], shape (BINS,); numpy's own takes five times as long.
 
     Args:
         values: shape (values,), within the range.
