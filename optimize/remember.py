@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -59,10 +58,10 @@ class Remembered:
                 with self._store.turn(shared=not step.times, deadline=context.deadline):
                     result = self._execute(step, model, context)
             except NotApplicable as refusal:
-                if not _late(context) and not step.times:  # another moment may be another answer
+                if not context.late and not step.times:  # another moment may be another answer
                     self._store.put(key, b"", {"what": what, "refusal": str(refusal)})
                 raise
-            if not _late(context):  # training that was cut short is not what the chain asks for
+            if not result.cut_short:  # it is not what the chain asks for
                 self._keep(key, result, model, context, what)
             return result
 
@@ -112,10 +111,6 @@ class Remembered:
             return
         with _gathered([made], context.folder / "kept") as folder:
             self._store.put(key, folder, meta, link=_linkable([made]))
-
-
-def _late(context: Context) -> bool:
-    return context.deadline is not None and time.monotonic() >= context.deadline
 
 
 def _recall(entry: Entry, model: Model) -> PassResult:

@@ -68,6 +68,11 @@ class Context:
         """What to train on."""
         return self.training or self.calibration
 
+    @property
+    def late(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
 
 @dataclass(frozen=True)
 class PassResult:
@@ -79,6 +84,8 @@ class PassResult:
         notes: what a user should know, for example which fusions matched.
         seconds: how long the pass took, without checks.
         difference: to the input's outputs; None if the pass promises nothing.
+        cut_short: whether a time limit ended it before it had done all that its options ask for.
+            Such a result serves the run that it was made in, and no later one.
     """
 
     model: Model
@@ -86,6 +93,7 @@ class PassResult:
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
     difference: Difference | None = None
+    cut_short: bool = False
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class Distill(Pass):
         """Train a copy; the chain's own module stays as it was."""
         from optimize.models.export import load_program, save_program
         from optimize.passes.training.batches import Batches
-        from optimize.passes.training.checkpoint import checkpoint_folder
+        from optimize.passes.training.checkpoint import checkpoint_folder, is_unfinished
 
         if context.teacher is None or context.lessons is None:
             raise NotApplicable("there is no torch module to learn from")
@@ -71,13 +71,16 @@ class Distill(Pass):
         parts = str(self), model.digest, context.teacher.digest
         with checkpoint_folder(context, *parts) as folder:
             trained, notes = self._trained(student.module, teacher.module, batches, context, folder)
+            cut_short = is_unfinished(folder)
         result: Any = student.with_module(trained)
-        return PassResult(save_program(result, context.folder, model.signature), True, notes)
+        made = save_program(result, context.folder, model.signature)
+        return PassResult(made, True, notes, cut_short=cut_short)
 
     def _trained(
         self, student: Any, teacher: Any, batches: Batches, context: Context, folder: Path
     ) -> tuple[Any, tuple[str, ...]]:
         """By the hook or the built-in training."""
+        from optimize.passes.training.checkpoint import leave_unfinished
         from optimize.passes.training.distill import distill
         from optimize.passes.training.hooks import HookContext, load_hook, run_hook
         from optimize.passes.training.options import DistillOptions
@@ -85,7 +88,10 @@ class Distill(Pass):
         if self.hook != "none":
             hook = load_hook(self.hook, "distill: hook")
             own = HookContext(folder, context.seed, context.deadline, context.progress)
-            return run_hook(hook, student, teacher, batches, own)
+            result = run_hook(hook, student, teacher, batches, own)
+            if context.late:  # a hook cannot say whether it was cut short
+                leave_unfinished(folder)
+            return result
         options = DistillOptions(
             epochs=self.epochs,
             temperature=self.temperature,

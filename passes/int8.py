@@ -135,8 +135,9 @@ class Int8(Pass):
             return self._weights(model, context)
         notes: tuple[str, ...] = ()
         learnt: tuple[str, ...] = ()
+        cut_short = False
         if self.recover == "distill":
-            model, learnt = self._recovered(model, context)
+            model, learnt, cut_short = self._recovered(model, context)
         types = self._operators(model)
         with silent():
             if self.mode == "dynamic":
@@ -150,13 +151,16 @@ class Int8(Pass):
         notes = (*learnt, _coverage(model, result, types), *notes)
         if self.keep and self.mode == "static":
             result = left_out(replace(result, config=model.config), REQUANTIZER)
-        return PassResult(result, True, notes)
+        return PassResult(result, True, notes, cut_short=cut_short)
 
-    def _recovered(self, model: Model, context: Context) -> tuple[Model, tuple[str, ...]]:
-        """Train a copy of the module with INT8's rounding, and export it in float."""
+    def _recovered(self, model: Model, context: Context) -> tuple[Model, tuple[str, ...], bool]:
+        """Train a copy of the module with INT8's rounding, and export it in float.
+
+        The last part tells whether the training was cut short.
+        """
         from optimize.models.export import export_program, load_program, save_program
         from optimize.passes.training.batches import Batches
-        from optimize.passes.training.checkpoint import checkpoint_folder
+        from optimize.passes.training.checkpoint import checkpoint_folder, is_unfinished
         from optimize.passes.training.options import DistillOptions
         from optimize.passes.training.qat import recover_quantized
 
@@ -178,11 +182,12 @@ class Int8(Pass):
                 context.deadline,
                 _overflows(context),
             )
+            cut_short = is_unfinished(checkpoints)
         folder = context.folder / "recovered"
         folder.mkdir()
         with silent():
             saved = save_program(student.with_module(trained), folder, model.signature)
-            return export_program(saved, folder).model, notes
+            return export_program(saved, folder).model, notes, cut_short
 
     def _calibration(self, context: Context) -> Dataset:
         if context.calibration is None:

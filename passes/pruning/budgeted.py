@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -50,7 +49,7 @@ def _graph(step: Prune, model: Model, context: Context) -> PassResult:
     keep = start.keep(widths)
     made = step.shrunk(start.proto, start.found, start.shapes, keep, context)
     notes = _notes(step, found, context, start.described(widths))
-    return PassResult(made.model, True, (*notes, *made.notes))
+    return PassResult(made.model, True, (*notes, *made.notes), cut_short=context.late)
 
 
 def _graph_start(step: Prune, proto: Any, model: Model, context: Context) -> GraphCut:
@@ -92,7 +91,8 @@ def _module(step: Prune, model: Model, context: Context) -> PassResult:
         for name, width in before.items()
         if after.get(name, 1) != width
     ]
-    return PassResult(made, True, (*_notes(step, found, context, widths), *start.found.notes))
+    notes = (*_notes(step, found, context, widths), *start.found.notes)
+    return PassResult(made, True, notes, cut_short=context.late)
 
 
 def _module_start(step: Prune, program: Any, model: Model, context: Context) -> ModuleCut:
@@ -157,14 +157,14 @@ def _trainer(step: Prune, teacher: Any, batches: Any, context: Context) -> Calla
 def _searched(step: Prune, start: C, reference: Model, context: Context) -> Found[C]:
     from optimize.budgets.budget import PERCENTILES
 
-    bench, deadline = context.bench, context.deadline
+    bench = context.bench
     assert bench is not None  # prune_to has checked
     folder = _empty(context, "race")
     try:
-        with bench.race(reference, context.runtime, folder, deadline) as race:
+        with bench.race(reference, context.runtime, folder, context.deadline) as race:
             return search(
                 start, race, PERCENTILES[step.to], bench.limits[step.to], step.rounds,
-                lambda: deadline is not None and time.monotonic() >= deadline,
+                lambda: context.late,
             )  # fmt: skip
     except WorkerError as error:
         raise NotApplicable(f"a candidate does not run on the target: {error}") from error

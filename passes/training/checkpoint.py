@@ -22,8 +22,8 @@ _FORGOTTEN_S = 14 * 24 * 3600  # after which an unfinished training is no longer
 def checkpoint_folder(context: Context, *parts: str) -> Iterator[Path]:
     """Where one training's checkpoints are, so that a later run goes on where this one was killed.
 
-    It is removed at the end, unless the training says by ``leave_unfinished`` that it was cut short
-    or, as a hook cannot say so, it came back after its deadline.
+    It is removed at the end, unless the training says by ``leave_unfinished`` that it was cut
+    short.
 
     Args:
         context: of the pass; without a folder that is kept, its own.
@@ -39,14 +39,18 @@ def checkpoint_folder(context: Context, *parts: str) -> Iterator[Path]:
     folder.mkdir(exist_ok=True)
     (folder / _UNFINISHED).unlink(missing_ok=True)
     yield folder
-    late = context.deadline is not None and time.monotonic() >= context.deadline
-    if not late and not (folder / _UNFINISHED).exists():
+    if not is_unfinished(folder):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def leave_unfinished(folder: Path) -> None:
     """Say that a later run goes on with what is in ``folder``."""
     (folder / _UNFINISHED).touch()
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether the training in ``folder`` was cut short."""
+    return (folder / _UNFINISHED).exists()
 
 
 def _writable(root: Path) -> bool:

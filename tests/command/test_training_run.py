@@ -112,6 +112,9 @@ def test_a_killed_training_goes_on_where_it_was(
     assert "stopped by the time limit at step" in notes
     # It is not finished: a run with more time goes on from here.
     assert list((tmp_path / "cache" / "training").glob("*/distill.pt"))
+    listed = optimize("cache", "ls", "--cache", tmp_path / "cache").stdout
+    assert "prune{ratio=0.5,on=module} of" in listed
+    assert "distill{epochs=400} of" not in listed
 
 
 @pytest.mark.parametrize(

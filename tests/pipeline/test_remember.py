@@ -166,6 +166,32 @@ def test_what_was_trained_holds_for_its_samples_only(
     assert counted.runs == 3
 
 
+def test_a_finished_step_is_kept_however_late_it_is(
+    run: Run, graph: GraphMaker, counted: Counted
+) -> None:
+    first, second = (run("int8{mode=static}", graph.linear(), deadline=0.0) for _ in range(2))
+    assert counted.runs == 1
+    assert second.model.digest == first.model.digest
+
+
+@pytest.mark.parametrize("deadline", [0.0, None])  # training stops before its deadline
+def test_what_was_cut_short_is_not_taken_for_the_whole(
+    deadline: float | None,
+    run: Run,
+    graph: GraphMaker,
+    counted: Counted,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def apply(_: Pass, model: Model, context: Context) -> PassResult:
+        return PassResult(model, False, cut_short=counted.runs == 1)
+
+    monkeypatch.setattr(Distill, "takes", ("onnx", "torch"))
+    monkeypatch.setattr(Distill, "apply", apply)
+    for _ in range(3):
+        run("distill", graph.linear(), deadline=deadline)
+    assert counted.runs == 2
+
+
 @dataclass(frozen=True)
 class Timed(Fold):
     """A pass whose answer depends on the moment."""
