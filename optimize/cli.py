@@ -168,7 +168,11 @@ class _DefaultCommand(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-app = typer.Typer(cls=_DefaultCommand, add_completion=False, rich_markup_mode=None)
+# No --help of its own, which the default command's stands for: typer would import pydantic to see
+# that it was not given, and that is most of what ``--help`` takes.
+app = typer.Typer(
+    cls=_DefaultCommand, add_completion=False, rich_markup_mode=None, add_help_option=False
+)
 app.add_typer(cache_app, name="cache")
 app.command("check")(check_command)
 app.command("init")(init_command)
