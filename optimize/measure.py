@@ -22,6 +22,8 @@ from optimize.worker import SPINNING
 # Short blocks: calls of one block share the machine's mood, and the judge discounts them for it.
 BLOCK_NS = 100_000_000
 BLOCK_MOST = 50
+# Of slow calls as many as this, or a second's, so that most of the time is not the untimed lead's.
+BLOCK_LEAST, BLOCK_LONGEST_NS = 8, 1_000_000_000
 # Evidence of one unbroken moment says little of the next: samples are spread over several blocks.
 MIN_BLOCKS = 5
 REFERENCE_EVERY = 4
@@ -265,7 +267,7 @@ def time_block(
     canaries: list[int],
     lead: int,
 ) -> None:
-    """Time one block of a contender, a tenth of a second at most, on samples drawn by ``rng``.
+    """Time one block of a contender, see :func:`block_calls`, on samples drawn by ``rng``.
 
     A worker that fails ends its contender, which keeps the reason. ``canaries`` gathers what fixed
     work took in all blocks; ``lead`` is that of :func:`lead_ns`, in nanoseconds.
@@ -296,8 +298,10 @@ def time_block(
 
 
 def block_calls(call_ns: float) -> int:
-    """How many calls make a block."""
-    return int(min(max(1, BLOCK_NS / max(call_ns, 1)), BLOCK_MOST))
+    """How many calls make a block: a tenth of a second's, but at least eight or a second's."""
+    call_ns = max(call_ns, 1)
+    slow = min(BLOCK_LEAST, BLOCK_LONGEST_NS / call_ns)
+    return int(min(max(1, slow, BLOCK_NS / call_ns), BLOCK_MOST))
 
 
 def _decoded(text: str) -> NDArray[np.int64]:

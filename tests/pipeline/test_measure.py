@@ -16,7 +16,15 @@ from numpy.typing import NDArray
 from optimize.budgets.budget import Budget
 from optimize.budgets.verdict import Requirement, weigh
 from optimize.errors import WorkerError
-from optimize.measure import Contender, Limits, collect_outputs, open_worker, time_in_turns, warm_up
+from optimize.measure import (
+    Contender,
+    Limits,
+    block_calls,
+    collect_outputs,
+    open_worker,
+    time_in_turns,
+    warm_up,
+)
 from optimize.targets.base import Device, Job, Target
 
 MS = 1_000_000
@@ -221,6 +229,15 @@ def test_quick_calls_may_exceed_their_number_for_the_least_time(tmp_path: Path) 
     tiny = race(tmp_path, tiny=with_slow(0.001, 0.01, 30))
     tiny.run(need(), Limits(max_samples=100, min_seconds=1e9))
     assert 1000 <= tiny.calls("tiny") < 1050  # ten times as many at most
+
+
+@pytest.mark.parametrize(
+    ("call_ms", "calls"),
+    [(0.001, 50), (2, 50), (5, 20), (12.5, 8), (50, 8), (125, 8), (250, 4), (1000, 1), (9000, 1)],
+)
+def test_blocks_are_short_but_not_all_lead(call_ms: float, calls: int) -> None:
+    """A tenth of a second; eight calls where that is fewer; but no more than a second."""
+    assert block_calls(call_ms * MS) == calls
 
 
 def test_no_verdict_rests_on_one_unbroken_moment(tmp_path: Path) -> None:
