@@ -39,7 +39,7 @@ class Workload:
         data: its file of samples.
         metric: ``file.py:function`` in that folder; empty for top-1 accuracy.
         samples: to judge on, besides those to calibrate on.
-        budget: of ours; between the source and the best.
+        budget: of ours; with room to spare, because Olive has none to prove at 99%.
         threads: of both.
         chains: ours for the strategies fusion, dynamic, static and FP16.
     """
