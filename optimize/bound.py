@@ -10,26 +10,29 @@ import json
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
-from optimize.budgets.budget import format_ns
+from optimize.budgets.budget import Budget, format_ns
 from optimize.child import Child
 from optimize.entries import key_of
 from optimize.errors import InputError, first_cause
-from optimize.feasibility import Bounds, Infeasible, Precision, lower_bound
+from optimize.feasibility import Bounds, Infeasible, Precision, judge_feasibility, lower_bound
 from optimize.models.cost import VERSION as COST_VERSION
 from optimize.models.cost import Cost, count_cost
 from optimize.models.data import Array, Dataset
 from optimize.models.model import Model
 from optimize.models.runtimes import DEFAULT_RUNTIME
 from optimize.passes.chain import Chain
-from optimize.peaks import PACKAGES, Peaks, measure_peaks
+from optimize.peaks import GLANCE_S, PACKAGES, SECONDS, Peaks, load_libraries, measure_peaks
 from optimize.peaks import VERSION as PEAKS_VERSION
 from optimize.report import VariantReport
 from optimize.store import Store
 from optimize.targets.base import Device
 
+P = ParamSpec("P")
+R = TypeVar("R")
 # The most that they may take; measuring, once for a device, takes three where nothing hinders it.
 COUNT_S, MEASURE_S = 5, 10
 # Of calls whose shapes differ, that share may be smaller than what is counted: less than half, so
@@ -48,17 +51,16 @@ class Bounder:
         device: this device.
         threads: of the runtimes.
         versions: of the installed libraries.
-        samples: inputs of calls, of which a typical one is counted.
         store: where peaks and costs are kept; None for nowhere.
         notes: why there is no bound, if there is none.
         hurried: whether there is no time to measure peaks that are not known yet.
         temporary: where the counting process has its temporary files; None for the system's.
+        source: bounds of the source; None if there are none.
     """
 
     device: Device
     threads: int
     versions: Mapping[str, str]
-    samples: Dataset
     store: Store | None = None
     notes: list[str] = field(default_factory=list)
     hurried: bool = False
@@ -66,21 +68,61 @@ class Bounder:
     temporary: Path | None = None
     _child: Child = field(init=False)
     _sample: Mapping[str, Array] = field(default_factory=dict)
+    _glanced: bool = False
 
     def __post_init__(self) -> None:
         """Start nothing yet."""
         self._child = Child(self.temporary)
 
-    def judge_source(self, model: Model) -> Bounds | None:
-        """The bounds of the source in every precision; None, with a note, if there are none."""
+    def prepare(self) -> None:
+        """Load what measuring needs, if there is anything to measure, beside what goes on."""
+        if not self.hurried and self._known_peaks() is None:
+            self._child.begin(load_libraries)
+
+    def judge_source(self, model: Model, samples: Dataset) -> Bounds | None:
+        """The bounds of the source in every precision; None, with a note, if there are none.
+
+        Peaks that are not known are glanced at: higher ones are found by :meth:`settle`.
+
+        Args:
+            model: the source.
+            samples: inputs of calls, of which a typical one is counted.
+        """
         try:
-            self._sample = typical(self.samples)
-            self.source = Bounds.of(self._cost(model), self._peaks(), self.threads)
+            self._sample = typical(samples)
+            cost, peaks = self._cost(model), self._known_peaks()
+            self._glanced = peaks is None
+            self.source = Bounds.of(cost, peaks or self._measured(GLANCE_S), self.threads)
         except Exception as error:  # noqa: BLE001  an estimate never ends a run
-            self.notes.append(f"no bound of the latency is known: {first_cause(error)}")
+            self._give_up(error)
         finally:
             self.close()
         return self.source
+
+    def infeasible(self, budgets: Sequence[Budget]) -> Infeasible | None:
+        """Which latency budget no variant can meet; None if none is out of reach.
+
+        What a glance shows to be possible is so: a longer look finds higher peaks only.
+        """
+        found = judge_feasibility(budgets, self.source) if self.source else None
+        if found and self._glanced:
+            self.settle()
+            return self.infeasible(budgets)
+        return found
+
+    def settle(self) -> None:
+        """Measure in full what was glanced at, and keep it."""
+        if self.source is None or not self._glanced:
+            return
+        self._glanced, source = False, self.source
+        try:
+            peaks = source.peaks.either(self._measured(SECONDS))
+            self.source = Bounds.of(source.cost, peaks, self.threads)
+            self._keep(key_of(self._peak_parts()), asdict(peaks), "peaks of this device")
+        except Exception as error:  # noqa: BLE001  as above
+            self._give_up(error)
+        finally:
+            self.close()
 
     def bound(self, model: Model, chain: Chain) -> float | None:
         """The least milliseconds of an artefact in the runtime and precision that serve it."""
@@ -136,44 +178,40 @@ class Bounder:
     def _cost(self, model: Model) -> Cost:
         shapes = {name: [str(a.dtype), *a.shape] for name, a in self._sample.items()}
         what = {"cost": COST_VERSION, "model": model.digest, "inputs": shapes}
-        text = self._kept(
-            {**what, "onnxruntime": self.versions.get("onnxruntime")},
-            f"operations of {model.digest[:12]}",
-            lambda: self._timed(COUNT_S, count_cost, model.path, self._sample),
-        )
-        return Cost.from_json(text)
+        key = key_of({**what, "onnxruntime": self.versions.get("onnxruntime")})
+        kept = self.store.document(key) if self.store else None
+        if kept is not None:
+            return Cost.from_json(kept)
+        cost = self._timed(COUNT_S, count_cost, model.path, self._sample)
+        self._keep(key, asdict(cost), f"operations of {model.digest[:12]}")
+        return cost
 
-    def _peaks(self) -> Peaks:
-        text = self._kept(self._peak_parts(), "peaks of this device", self._measure)
-        return Peaks(**json.loads(text))
+    def _known_peaks(self) -> Peaks | None:
+        text = self.store.document(key_of(self._peak_parts())) if self.store else None
+        return None if text is None else Peaks(**json.loads(text))
 
-    def _measure(self) -> dict[str, Any]:
+    def _measured(self, seconds: float) -> Peaks:
         if self.hurried:
             raise InputError("the time limit leaves no time to measure what this device can do")
         device = self.device
-        return self._timed(MEASURE_S, measure_peaks, device.isa, device.architecture)
+        return self._timed(MEASURE_S, measure_peaks, device.isa, device.architecture, seconds)
 
-    def _timed(self, seconds: int, function: Callable[..., Any], *given: Any) -> dict[str, Any]:
-        """Fields of what a function gives in the child, which ends if that takes too long."""
-        return asdict(self._child.call(_in_time, seconds, function, *given))
+    def _timed(self, most: int, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """What a function gives in the child, which ends if that takes more seconds."""
+        return self._child.call(_in_time, most, partial(function, *args, **kwargs))
+
+    def _give_up(self, error: Exception) -> None:
+        self.source = None
+        self.notes.append(f"no bound of the latency is known: {first_cause(error)}")
 
     def _peak_parts(self) -> dict[str, Any]:
         libraries = {name: self.versions.get(name) for name in PACKAGES}
         return {"peaks": PEAKS_VERSION, "device": asdict(self.device), "versions": libraries}
 
-    def _kept(
-        self, parts: Mapping[str, Any], what: str, make: Callable[[], dict[str, Any]]
-    ) -> bytes:
-        """The JSON that was kept under ``parts``, or else what is made now."""
-        key = key_of(parts)
-        kept = self.store.document(key) if self.store else None
-        if kept is not None:
-            return kept
-        text = json.dumps(make()).encode()
+    def _keep(self, key: str, value: dict[str, Any], what: str) -> None:
         if self.store is not None:
-            self.store.put(key, text, {"what": what})
+            self.store.put(key, json.dumps(value).encode(), {"what": what})
             self.store.release(key)
-        return text
 
 
 def _no_faster(bound: float | None) -> str:
@@ -181,10 +219,10 @@ def _no_faster(bound: float | None) -> str:
     return f"no call can take less than {least}"
 
 
-def _in_time(seconds: int, function: Callable[..., Any], *given: Any) -> Any:
+def _in_time(seconds: int, function: Callable[[], R]) -> R:
     signal.alarm(seconds)  # its default action ends the process, wherever it hangs
     try:
-        return function(*given)
+        return function()
     finally:
         signal.alarm(0)
 

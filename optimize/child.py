@@ -69,6 +69,7 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
         self._starter = 0
+        self._unheard = 0
 
     def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call an importable function in the child and return what it returns.
@@ -78,16 +79,12 @@ class Child:
             ChildDied: the process was killed or crashed; the next call starts another.
             ChildFailed: the function raised anything else.
         """
-        process = self._running()
-        assert process.stdin is not None  # pipes, by _running
-        assert process.stdout is not None
         try:
-            pickle.dump((function, args, kwargs), process.stdin)
-            process.stdin.flush()
-            kind, value, trace = pickle.load(process.stdout)
-            while kind == _SAID:
-                self.listen(value)
-                kind, value, trace = pickle.load(process.stdout)
+            self._ask(function, args, kwargs)
+            while self._unheard:
+                self._hear()
+                self._unheard -= 1
+            kind, value, trace = self._hear()
         except (EOFError, OSError, pickle.UnpicklingError) as error:
             raise ChildDied(self._death()) from error
         except BaseException:
@@ -106,6 +103,14 @@ class Child:
         """Start the process without waiting for it; the kernel ends it with the calling thread."""
         self._running()
 
+    def begin(self, function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Have the child call a function, and neither wait nor hear what becomes of it."""
+        try:
+            self._ask(function, args, kwargs)
+            self._unheard += 1
+        except OSError:
+            self.close()  # the next call starts another
+
     @property
     def foreign(self) -> bool:
         """Whether another thread than the calling one has started the process."""
@@ -123,6 +128,22 @@ class Child:
         if self._log is not None:
             self._log.close()
         self._process = self._log = None
+        self._unheard = 0
+
+    def _ask(self, function: Callable[..., object], args: Any, kwargs: Any) -> None:
+        stdin = self._running().stdin
+        assert stdin is not None  # a pipe, by _running
+        pickle.dump((function, args, kwargs), stdin)
+        stdin.flush()
+
+    def _hear(self) -> tuple[str, Any, str]:
+        stdout = self._running().stdout
+        assert stdout is not None  # a pipe, by _running
+        kind, value, trace = pickle.load(stdout)
+        while kind == _SAID:
+            self.listen(value)
+            kind, value, trace = pickle.load(stdout)
+        return kind, value, trace
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:

@@ -8,6 +8,8 @@ be idle, and several threads are never faster than so many times one.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 VERSION = 1
-SECONDS = 1.5
+SECONDS, GLANCE_S = 1.5, 0.0  # a glance is one round
 STREAM_BYTES = 256 << 20
 PACKAGES = ("onnxruntime", "openvino", "torch", "numpy")
 _LEAST_S = 0.01  # one measurement repeats its work for this long
@@ -46,16 +48,35 @@ class Peaks:
     call_us: float
     winograd: bool
 
+    def either(self, other: Peaks) -> Peaks:
+        """The better of two measurements of one device, figure by figure."""
+        kinds = self.gops.keys() | other.gops.keys()
+        return Peaks(
+            gops={k: max(self.gops.get(k, 0.0), other.gops.get(k, 0.0)) for k in sorted(kinds)},
+            bandwidth_gbs=max(self.bandwidth_gbs, other.bandwidth_gbs),
+            call_us=min(self.call_us, other.call_us),
+            winograd=self.winograd or other.winograd,
+        )
+
 
 Work = tuple[str, float, Callable[[], object]]  # kind, amount, what does it
 
 
-def measure_peaks(isa: Collection[str], architecture: str) -> Peaks:
-    """Measure for some seconds; for a process of its own.
+def load_libraries() -> None:
+    """Import what measuring needs, so that it is there at once when it is asked for."""
+    for package in ("numpy", "onnx", *PACKAGES):
+        if package != "torch":  # it takes seconds, and is asked only where OpenVINO is missing
+            with contextlib.suppress(Exception):
+                importlib.import_module(package)
+
+
+def measure_peaks(isa: Collection[str], architecture: str, seconds: float = SECONDS) -> Peaks:
+    """Measure, for a process of its own.
 
     Args:
         isa: instruction sets of the processor.
         architecture: of the processor, as ``platform.machine()`` names it.
+        seconds: the longer, the higher may what is found be.
     """
     works = [*_onnxruntime(), _memory()]
     for other in (_openvino, _torch):  # oneDNN serves both: torch is asked where it is alone
@@ -65,7 +86,7 @@ def measure_peaks(isa: Collection[str], architecture: str) -> Peaks:
         except Exception:  # noqa: BLE001  not installed, or it has no such kernel here
             continue
     best: dict[str, float] = {}
-    end = time.perf_counter() + SECONDS
+    end = time.perf_counter() + seconds
     while not best or time.perf_counter() < end:
         for kind, amount, run in works:
             best[kind] = max(best.get(kind, 0.0), amount / _fastest(run) / 1e9)

@@ -14,7 +14,6 @@ from optimize.build import Variant
 from optimize.child import Children
 from optimize.clock import Clock
 from optimize.errors import InputError
-from optimize.feasibility import judge_feasibility
 from optimize.installed import versions
 from optimize.models.model import FILE_NAME
 from optimize.models.runtimes import DEFAULT_RUNTIME
@@ -101,6 +100,9 @@ def _attempt(state: RunState, folder: Path, observer: Observer) -> BaseException
 def _stages(state: RunState, folder: Path, observer: Observer) -> None:
     observer.stage("load and export", 0)
     request = state.request
+    if not request.as_is:
+        state.bounder = _bounder(state)
+        state.bounder.prepare()
     state.source = detect(request.model)
     for reference, option in ((request.distill, "--distill"), (request.student, "--student")):
         if reference:
@@ -139,15 +141,10 @@ def _infeasible(state: RunState, observer: Observer) -> bool:
     """Whether no variant can meet the budget; known in seconds, before anything is built."""
     prepared, request = state.prepared, state.request
     assert prepared is not None  # set just before
+    assert state.bounder is not None
     observer.stage("lower bound", 0)
-    limit = request.time_limit_s
-    state.bounder = Bounder(
-        state.device, state.settings.threads, versions(), prepared.evaluation, state.store,
-        state.notes, hurried=limit is not None and limit < LEAST_TIME_FOR_PEAKS_S,
-        temporary=state.folder,
-    )  # fmt: skip
-    bounds = state.bounder.judge_source(prepared.exported.model)
-    found = judge_feasibility(request.budgets, bounds) if bounds else None
+    state.bounder.judge_source(prepared.exported.model, prepared.evaluation)
+    found = state.bounder.infeasible(request.budgets)
     if found is None:
         return False
     chains = planned(request, prepared)
@@ -160,9 +157,18 @@ def _infeasible(state: RunState, observer: Observer) -> bool:
     return True
 
 
+def _bounder(state: RunState) -> Bounder:
+    limit = state.request.time_limit_s
+    return Bounder(
+        state.device, state.settings.threads, versions(), state.store, state.notes,
+        hurried=limit is not None and limit < LEAST_TIME_FOR_PEAKS_S, temporary=state.folder,
+    )  # fmt: skip
+
+
 def _bound(state: RunState) -> None:
     """Find out how fast each artefact could be at best."""
     if state.bounder is not None:
+        state.bounder.settle()
         for name, model in state.artefacts.items():
             state.bounds[name] = state.bounder.bound(model, Chain.parse(name))
         state.bounder.close()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from made_reports import profile
 
 from optimize.bound import Bounder, _in_time, changes_architecture, typical
+from optimize.budgets.budget import Budget
 from optimize.child import Child, ChildDied
 from optimize.entries import key_of
 from optimize.models.data import Dataset
@@ -31,8 +34,8 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield opened
 
 
-def bounder(samples: Dataset, store: Store | None) -> Bounder:
-    return Bounder(LocalTarget().device(), 1, VERSIONS, samples, store)
+def bounder(store: Store | None) -> Bounder:
+    return Bounder(LocalTarget().device(), 1, VERSIONS, store)
 
 
 class NoChild:
@@ -45,36 +48,64 @@ class NoChild:
 
 def test_peaks_and_costs_are_kept(graph: Any, rows: Dataset, store: Store) -> None:
     model = graph.linear()
-    first = bounder(rows, store)
-    bounds = first.judge_source(model)
+    first = bounder(store)
+    bounds = first.judge_source(model, rows)
     assert first.notes == []
     assert bounds is not None
     assert bounds.cost.direct.total == 2 * 64 * 64
     assert bounds.peaks.gops["int8"] >= 4 * bounds.peaks.gops["float32"] > 0
-    again = bounder(rows, store)
+    first.settle()
+    again = bounder(store)
     again._child = NoChild()  # type: ignore[assignment]
-    assert again.judge_source(model) == bounds
-    assert again.bound(model, Chain.parse("fold")) == bounds.ms["float32"]
+    again.prepare()
+    assert again.judge_source(model, rows) == first.source
+    again.settle()
+    assert first.source is not None
+    assert again.bound(model, Chain.parse("fold")) == first.source.ms["float32"]
+
+
+def test_a_glance_says_what_is_possible_and_a_longer_look_what_is_not(
+    graph: Any, rows: Dataset, store: Store
+) -> None:
+    model, known = graph.linear(), bounder(store)
+    key = key_of(known._peak_parts())
+    known.prepare()
+    seen = known.judge_source(model, rows)
+    assert seen is not None
+    assert known.infeasible([Budget.parse("p99=1s")]) is None
+    assert store.document(key) is None
+    found = known.infeasible([Budget.parse("p99=1ns")])
+    assert found is not None
+    assert found.factor > 100
+    assert store.document(key) is not None
+    settled = known.source
+    assert settled is not None
+    assert all(settled.ms[precision] <= seen.ms[precision] for precision in seen.ms)
+    known._child = NoChild()  # type: ignore[assignment]
+    assert known.infeasible([Budget.parse("p99=1ns")]) == found
 
 
 def test_who_has_no_time_gets_no_bound_but_what_is_known(
     graph: Any, rows: Dataset, store: Store
 ) -> None:
     model = graph.linear()
-    hurried = bounder(rows, store)
+    hurried = bounder(store)
     hurried.hurried = True
-    assert hurried.judge_source(model) is None
+    assert hurried.judge_source(model, rows) is None
     assert "the time limit leaves no time" in hurried.notes[0]
-    assert bounder(rows, store).judge_source(model) is not None
-    assert hurried.judge_source(model) is not None
+    other = bounder(store)
+    assert other.judge_source(model, rows) is not None
+    other.settle()
+    assert hurried.judge_source(model, rows) is not None
 
 
 def test_a_bound_that_was_beaten_is_none_and_the_peaks_are_forgotten(
     graph: Any, rows: Dataset, store: Store
 ) -> None:
-    model, known = graph.linear(), bounder(rows, store)
-    bounds = known.judge_source(model)
+    model, known = graph.linear(), bounder(store)
+    bounds = known.judge_source(model, rows)
     assert bounds is not None
+    known.settle()
     row = VariantReport("source", "onnxruntime", "kept", "", LatencyReport.of(profile(1.0), 0.99))
     assert known.checked(row, 0.5).bound_ms == 0.5
     assert known.checked(row, None).bound_ms is None
@@ -89,8 +120,8 @@ def test_what_cannot_be_counted_has_no_bound_and_a_note(
 ) -> None:
     model = graph.linear()
     model.path.write_bytes(b"no graph")
-    lost = bounder(rows, store)
-    assert lost.judge_source(model) is None
+    lost = bounder(store)
+    assert lost.judge_source(model, rows) is None
     assert len(lost.notes) == 1
     assert lost.notes[0].startswith("no bound of the latency is known: ")
     assert lost.bound(model, Chain()) is None
@@ -100,8 +131,8 @@ def test_what_cannot_be_counted_has_no_bound_and_a_note(
 def test_what_takes_too_long_is_given_up() -> None:
     child = Child()
     with pytest.raises(ChildDied, match="SIGALRM"):
-        child.call(_in_time, 1, time.sleep, 60)
-    assert child.call(_in_time, 1, abs, -3) == 3
+        child.call(_in_time, 1, partial(time.sleep, 60))
+    assert child.call(_in_time, 1, partial(abs, -3)) == 3
     child.close()
 
 
@@ -120,9 +151,9 @@ def test_chains_that_leave_operations_out_are_not_bound_by_the_source(
     runtimes = ("onnxruntime", "openvino")
     plan = built_in(graph.linear(), True, runtimes, everything=True)
     assert [str(chain) for chain in plan if changes_architecture(chain)] == []
-    known = bounder(rows, store)
+    known = bounder(store)
     model = graph.linear()
-    bounds = known.judge_source(model)
+    bounds = known.judge_source(model, rows)
     assert bounds is not None
     compiled = replace(model, format="openvino")
     assert known.bound(compiled, Chain.parse("fold@openvino")) == bounds.floor_ms
@@ -133,3 +164,17 @@ def test_chains_that_leave_operations_out_are_not_bound_by_the_source(
     assert known.planned(Chain.parse("fold,fuse,fp16")) == bounds.ms["float16"]
     assert known.planned(Chain.parse("int8{mode=weights,bits=4}")) == bounds.ms["int4"]
     assert known.planned(Chain.parse("prune{ratio=0.5}")) is None
+
+
+def test_what_is_begun_is_neither_waited_for_nor_heard() -> None:
+    child = Child()
+    child.begin(int, "no number")
+    child.begin(time.sleep, 0.2)
+    assert child.call(abs, -3) == 3
+    child.begin(time.sleep, 60)
+    child.close()
+    assert child.call(abs, -4) == 4
+    child.begin(os._exit, 7)
+    with pytest.raises(ChildDied, match="code 7"):
+        child.call(abs, -5)
+    child.close()
