@@ -38,6 +38,7 @@ class Candidate:
         accuracy: beside the source's; None if it was not evaluated.
         verdict: None until it was timed, or could not be.
         confirmed: whether fresh processes have had their say.
+        unscreened: whether they alone decide: it led before screening could show that it holds.
         speedup: against the source, with its interval.
         kernels: all rows of its operator profile; None if there is none yet.
         screened: what was timed side by side with the others.
@@ -54,6 +55,7 @@ class Candidate:
     accuracy: Accuracy | None = None
     verdict: Verdict | None = None
     confirmed: bool = False
+    unscreened: bool = False
     speedup: tuple[float | None, float | None, float | None] = (None, None, None)
     kernels: tuple[Mapping[str, Any], ...] | None = None
     screened: Profile = field(default_factory=lambda: Profile(()))
@@ -158,6 +160,8 @@ def _reason(candidate: Candidate, verdict: Verdict, samples: int) -> str:
         reason = f"by screening, {reason}"
     if accuracy and accuracy.samples < samples:
         reason += f"; {accuracy.samples} of {samples} samples were enough to tell"
+    if verdict.status == "too_slow" and accuracy is None:
+        reason += "; its accuracy was not evaluated, for it could not change that"
     return reason
 
 

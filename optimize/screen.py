@@ -22,10 +22,12 @@ from optimize.errors import WorkerError
 from optimize.evaluate import Evaluation
 from optimize.explain import Explainer, Subject
 from optimize.keys import Keys
+from optimize.look import FirstLook
 from optimize.measure import (
     Contender,
     Limits,
     operators,
+    settled,
     time_in_turns,
     undecided,
     warm_up,
@@ -95,6 +97,13 @@ class Screening:
         )  # fmt: skip
 
     @cached_property
+    def _look(self) -> FirstLook:
+        return FirstLook(
+            self.target, self.prepared, self.request, self.requirement, self.records,
+            self._candidates[0],
+        )  # fmt: skip
+
+    @cached_property
     def _standings(self) -> Standings:
         return Standings(self._candidates, self.request, self.requirement, self.records, self._keys)
 
@@ -110,6 +119,7 @@ class Screening:
         observer.stage("evaluate and time", 2 * len(self._candidates))
         self._evaluation.check_source(limits)
         self._measure(self._candidates[1:], limits, observer)
+        self._evaluate_nearest(limits)
 
     def evaluate(self, variant: Variant, limits: Limits) -> VariantReport:
         """Evaluate one more variant, after :meth:`measure`; it is timed by :meth:`time_rest`.
@@ -262,7 +272,9 @@ class Screening:
             some, waiting = waiting[:count], waiting[count:]
             names = ", ".join(candidate.contender.name for candidate in some)
             observer.step(done + len(heat), f"outputs of {names}")
-            self._evaluation.evaluate(some, limits)
+            self._evaluation.evaluate(self._look.promising(some, limits), limits)
+            for candidate in some:
+                self._keep(candidate)
             heat += some
             used += sum(c.contender.rss_bytes for c in some if c.contender.workers)
         return heat, waiting
@@ -289,31 +301,38 @@ class Screening:
             return True
         if limits.exhausted(contender.profile) or not undecided(contender, self.requirement):
             return False
-        return not self._standings.beaten(candidate) and not self._standings.was_beaten(candidate)
+        return not self._is_done(candidate) and not self._standings.was_beaten(candidate)
+
+    def _is_done(self, candidate: Candidate) -> bool:
+        """Whether more calls would change nothing: it is beaten, or to be confirmed anyway."""
+        return self._standings.beaten(candidate) or self._standings.leads(candidate)
 
     def _race(
         self, racing: Sequence[Candidate], limits: Limits, observer: Observer, done: int
     ) -> None:
-        ready = [c for c in racing if not limits.expired and attempt(self._warm_up, c, limits)]
+        ready = [c for c in racing if not limits.expired and attempt(self._get_ready, c, limits)]
         known = {c.contender.name: c for c in ready}
         before = {c.contender.name: int(c.contender.profile.samples_ns.sum()) for c in ready}
 
         def progress(contenders: Sequence[Contender]) -> None:
             for candidate in ready:
                 self._keep(candidate)
-            left = [_seconds_left(c, self.requirement, limits) for c in contenders]
+            left = [
+                0.0 if self._is_done(known[c.name]) else _seconds_left(c, self.requirement, limits)
+                for c in contenders
+            ]
             calls = sum(c.profile.samples_ns.size for c in contenders)
             text = f"{calls} calls timed, about {sum(left):.0f} s left"
             observer.step(len(self._candidates) + done - 1 + left.count(0.0), text)
 
         time_in_turns(
-            [candidate.contender for candidate in ready],
+            [c.contender for c in ready if not self._settled(c, limits)],
             self.requirement,
             len(self.prepared.latency),
             limits,
             np.random.default_rng(self.request.seed),
             progress,
-            lambda contender: self._standings.beaten(known[contender.name]),
+            lambda contender: self._is_done(known[contender.name]),
             lambda contender: self._standings.waits(known[contender.name], limits),
         )
         for candidate in ready:
@@ -322,11 +341,15 @@ class Screening:
             spent = int(candidate.contender.profile.samples_ns.sum())
             candidate.spent_s += (spent - before[candidate.contender.name]) / 1e9
 
-    def _warm_up(self, candidate: Candidate, limits: Limits) -> None:
+    def _settled(self, candidate: Candidate, limits: Limits) -> bool:
+        return settled(candidate.contender, self.requirement, limits)
+
+    def _get_ready(self, candidate: Candidate, limits: Limits) -> None:
         open_for(self.target, candidate, limits)
-        begun = time.perf_counter()
-        warm_up(candidate.contender, limits)
-        candidate.spent_s += time.perf_counter() - begun
+        if not self._settled(candidate, limits):
+            begun = time.perf_counter()
+            warm_up(candidate.contender, limits)
+            candidate.spent_s += time.perf_counter() - begun
 
     def _keep(self, candidate: Candidate, *, last: bool = False) -> None:
         parts, name = self._keys.latency(candidate), candidate.variant.name
@@ -364,6 +387,31 @@ class Screening:
 
     # Verdicts.
 
+    def _evaluate_nearest(self, limits: Limits) -> None:
+        """Evaluate what came nearest to the budgets, if nothing holds: it may be inaccurate, too.
+
+        Who was seen to be too slow was not evaluated.
+        """
+        statuses = {c.verdict.status for c in self._candidates[1:] if c.verdict and c.shown}
+        unknown = [c for c in self._candidates[1:] if c.shown and self._look.dismissed(c)]
+        for nearest in sorted(unknown, key=self._excess):
+            if limits.expired or statuses & {"kept", "undecided"}:
+                return
+            self._evaluation.evaluate([nearest], limits)
+            nearest.contender.close()
+            self._conclude(nearest)
+            if nearest.verdict and nearest.verdict.status == "too_slow":
+                return
+
+    def _excess(self, candidate: Candidate) -> float:
+        """The largest factor by which a latency budget is missed."""
+        profile = candidate.contender.profile
+        return max(
+            profile.percentile_ns(1 - budget.tail) / budget.limit
+            for budget in self.request.budgets
+            if budget.tail is not None
+        )
+
     def _conclude(self, candidate: Candidate) -> None:
         candidate.screened = candidate.contender.profile
         candidate.verdict = self._judge(candidate, self.requirement)
@@ -384,16 +432,21 @@ class Screening:
         return verdict
 
     def _best(self) -> Candidate | None:
-        """The best of the kept variants that fresh processes have not had yet."""
+        """The best that fresh processes have not had yet, of who is kept or will probably be."""
         eligible = self._candidates[1:] if self.request.reference_only else self._candidates
-        rows = {c.variant.name: c for c in eligible if not c.confirmed and c.shown}
+        known = {c.variant.name: c for c in eligible if not c.confirmed and c.shown}
+        rows = [
+            replace(self._row(c), status="kept") if self._standings.leads(c) else self._row(c)
+            for c in known.values()
+        ]
         higher = self.prepared.metric.higher_is_better
-        ranked = rank(list(map(self._row, rows.values())), self.request.objective, higher)
-        return rows[ranked[0].chain] if ranked else None
+        ranked = rank(rows, self.request.objective, higher)
+        return known[ranked[0].chain] if ranked else None
 
     def _confirm(self, candidate: Candidate, limits: Limits, observer: Observer) -> None:
+        screened = candidate.contender
+        requirement = replace(self.requirement, contenders=self._share(candidate))
         candidate.confirmed = True
-        screened, requirement = candidate.contender, replace(self.requirement, contenders=1)
         parts, what = self._keys.fresh(candidate), f"fresh {screened.name}"
         job = replace(screened.job, scratch=self.folder / f"fresh-{id(candidate)}")
         fresh = Contender(screened.name, job, profile=self.records.recall_profile(parts))
@@ -415,6 +468,16 @@ class Screening:
             verdict = replace(verdict, status="undecided")
             lead = f"only {count} of {FRESH_PROCESSES} fresh processes were timed; "
         candidate.verdict = replace(verdict, reason=lead + verdict.reason)
+
+    def _share(self, candidate: Candidate) -> int:
+        """What part of the error a confirmation may spend: all, if screening has had its say.
+
+        Who is confirmed by fresh processes alone gets a half, the next a quarter, and so on.
+        """
+        if candidate.verdict and candidate.verdict.status == "kept":
+            return 1
+        candidate.unscreened = True
+        return int(2 ** sum(c.unscreened for c in self._candidates))
 
     def _row(self, candidate: Candidate) -> VariantReport:
         verdict = candidate.verdict or self._judge(candidate, self.requirement)

@@ -24,15 +24,23 @@ TIE = 0.97
 
 @dataclass(frozen=True)
 class _Standing:
-    """Whether a profile is still open or meets every latency budget, and its p99.
+    """What a profile says of the latency budgets, and its p99.
 
-    The p99 is a multiple of the source's median, for candidates are timed at different moments.
+    Attributes:
+        profile, source: what it is drawn from.
+        open: whether more calls could still decide.
+        accepted: whether every budget is met.
+        promising: the same, or whether more calls would probably show it.
+        rejected: whether a budget is missed.
+        p99: as a multiple of the source's median, for candidates are timed at different moments.
     """
 
     profile: Profile
     source: Profile
     open: bool
     accepted: bool
+    promising: bool
+    rejected: bool
     p99: RelativeReport | None
 
 
@@ -63,8 +71,10 @@ class Standings:
         """Whether another variant meets the budgets, and this one does not promise to be faster.
 
         By its bounds it could be faster by 3% at most, or 500 calls show it slower at the median
-        and in the tail: more of them would hardly change what is chosen. Where everything is
-        compared only bounds count, without those 3%.
+        and not faster by more in the tail (100, if it is much slower in both): more of them would
+        hardly change what is chosen. Where
+        everything is compared only bounds count, without those 3%, and those of what was shown to
+        meet the budgets; else it is enough that the other one will probably.
         """
         if candidate.beaten_by is not None:
             return True
@@ -77,7 +87,7 @@ class Standings:
             return False
         for rival in self.candidates[1:]:
             theirs = self._of(rival)
-            if rival is candidate or rival.confirmed or not theirs.accepted or not theirs.p99:
+            if rival is candidate or not self._holds(rival) or not theirs.p99:
                 continue
             reason = self._why(candidate, own, theirs.p99, rival.variant.name)
             if reason:
@@ -86,6 +96,41 @@ class Standings:
                 self.records.keep(self.keys.beaten(candidate), told, f"beaten by {told['by']}")
                 return True
         return False
+
+    def leads(self, candidate: Candidate) -> bool:
+        """Whether it will probably be confirmed, and no other variant promises to be faster.
+
+        Fresh processes then show whether it holds; calls that show it here as well would be made
+        twice.
+        """
+        if self.request.everything or not self._races(candidate) or not self._holds(candidate):
+            return False
+        own = self._of(candidate).p99
+        return own is not None and not any(
+            self._in_the_way(rival, own, candidate.variant.name)
+            for rival in self.candidates
+            if rival is not candidate
+        )
+
+    def _in_the_way(self, rival: Candidate, leader: RelativeReport, name: str) -> bool:
+        """Whether a rival may yet be chosen instead of who leads."""
+        contender, theirs = rival.contender, self._of(rival)
+        if not contender.judged or contender.error or rival.confirmed or theirs.rejected:
+            return False
+        if self.request.reference_only and contender.reference:
+            return False
+        if rival.beaten_by is not None:
+            return False
+        return theirs.p99 is None or self._why(rival, theirs.p99, leader, name) is None
+
+    def _holds(self, candidate: Candidate) -> bool:
+        """Whether it meets every budget, or will probably where not everything is compared."""
+        out = not candidate.contender.judged or candidate.contender.error or candidate.beaten_by
+        if candidate.confirmed or out:
+            return False
+        standing = self._of(candidate)
+        promising = standing.promising and _bounded(candidate) and self._races(candidate)
+        return standing.accepted or (promising and not self.request.everything)
 
     def _why(
         self, candidate: Candidate, own: RelativeReport, theirs: RelativeReport, name: str
@@ -97,21 +142,28 @@ class Standings:
                 f"its p99 is at least {lower:.3f} of the source's median, that of {name} at most "
                 f"{upper:.3f}"
             )
-        if self.request.everything or not _bounded(candidate):
-            return None
-        if own.p50 < theirs.p50 or own.p99 < theirs.p99:
+        if self.request.everything or not self._shown_slower(candidate, own, theirs):
             return None
         return (
             f"its p50 and p99 are {own.p50:.3f} and {own.p99:.3f} of the source's median, those of "
             f"{name} {theirs.p50:.3f} and {theirs.p99:.3f}"
         )
 
+    def _shown_slower(
+        self, candidate: Candidate, own: RelativeReport, theirs: RelativeReport
+    ) -> bool:
+        if _bounded(candidate):
+            return own.p50 >= theirs.p50 and own.p99 >= TIE * theirs.p99
+        few = candidate.contender.profile.samples_ns.size < INFORMATIVE_CALLS
+        ratio = max(theirs.p50 / own.p50, theirs.p99 / own.p99)
+        return not few and self._may_stop(candidate) and ratio < MUCH_FASTER
+
     def was_beaten(self, candidate: Candidate) -> bool:
         """Whether an earlier run gave it up for another variant, which is here again."""
         told = self.records.recall(self.keys.beaten(candidate))
         others = {c.variant.name: c for c in self.candidates[1:]}
         winner = others.get(told["by"]) if told else None
-        if winner is None or winner.confirmed or not self._of(winner).accepted:
+        if winner is None or winner.confirmed or not (winner.beaten_by or self._holds(winner)):
             return False
         candidate.beaten_by = told["reason"]
         return True
@@ -158,9 +210,16 @@ class Standings:
         if known is None or not same:
             racing = contender.error is None and contender.judged
             evidence = weigh(contender.profile, self.requirement) if racing else ()
-            accepted = bool(evidence) and all(item.decision == "accept" for item in evidence)
-            still = racing and undecided(contender, self.requirement)
-            p99 = RelativeReport.of(source, contender.profile, self.request.confidence)
-            known = _Standing(contender.profile, source, still, accepted, p99)
+            decisions = {item.decision for item in evidence}
+            likely = {item.decision == "accept" or item.more_calls is not None for item in evidence}
+            known = _Standing(
+                contender.profile,
+                source,
+                open=racing and undecided(contender, self.requirement),
+                accepted=decisions == {"accept"},
+                promising=likely == {True},
+                rejected="reject" in decisions,
+                p99=RelativeReport.of(source, contender.profile, self.request.confidence),
+            )
             self._known[contender.name] = known
         return known

@@ -265,3 +265,45 @@ def test_a_good_accuracy_takes_all_samples(screen: Screen) -> None:
     assert {row.accuracy.samples for row in report.variants if row.accuracy} == {
         report.data.evaluation_samples
     }
+
+
+@pytest.fixture
+def look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if every call took long, so that evaluating is worth a look at the latency first."""
+    monkeypatch.setattr("optimize.look.WORTH_NS", 0)
+
+
+SLOW: Script = (50.0, 50.0, 2)
+
+
+@pytest.mark.usefixtures("look")
+def test_who_is_far_too_slow_is_not_evaluated_and_says_so(screen: Screen) -> None:
+    report = screen(Target({"variant-1": SLOW, "variant-2": FAST}))
+    slow, fast = report.variant(FOLD), report.variant(STATIC)
+    assert report.chosen == STATIC
+    assert fast.accuracy is not None
+    assert (slow.status, slow.accuracy) == ("too_slow", None)
+    assert slow.reason.endswith("; its accuracy was not evaluated, for it could not change that")
+    assert 24 <= calls(slow) <= 120
+    assert slow.operators != ()
+
+
+@pytest.mark.usefixtures("look")
+def test_if_nothing_holds_the_nearest_miss_is_evaluated(screen: Screen) -> None:
+    slower, source = (60.0, 60.0, 2), {"variant-0": SLOW}
+    report = screen(Target({**source, "variant-1": slower, "variant-2": SLOW}))
+    assert report.variant(FOLD).accuracy is None
+    assert report.variant(STATIC).accuracy is not None
+    assert report.nearest_miss is not None
+    assert report.nearest_miss.startswith(STATIC)
+    # One that is inaccurate besides is no near miss; the next is evaluated, too.
+    chains = tuple(map(Chain.parse, (FOLD, HOPELESS)))
+    report = screen(Target({**source, "variant-1": slower, "variant-2": SLOW}), chains=chains)
+    assert report.variant(HOPELESS).status == "inaccurate"
+    assert report.variant(FOLD).accuracy is not None
+
+
+@pytest.mark.usefixtures("look")
+def test_a_comparison_evaluates_who_is_too_slow(screen: Screen) -> None:
+    report = screen(Target({"variant-1": SLOW, "variant-2": FAST}), everything=True)
+    assert report.variant(FOLD).accuracy is not None

@@ -1,0 +1,85 @@
+"""A first look at latency: who is far too slow need not be evaluated on all samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from optimize.budgets.verdict import Requirement, weigh
+from optimize.candidate import Candidate, attempt, open_for
+from optimize.measure import Limits, look, warm_up
+from optimize.prepare import Prepared
+from optimize.records import Records
+from optimize.request import Request
+from optimize.targets.base import Target
+
+# A look takes some 80 calls with those that warm up; evaluating must take much longer.
+WORTH_NS = 20_000_000_000
+
+
+@dataclass(frozen=True)
+class FirstLook:
+    """Times candidates for a moment before they are evaluated.
+
+    Attributes:
+        target: where they run.
+        prepared, request, requirement: the samples, and what is asked.
+        records: who else may be timing.
+        source: which is timed in turns with them.
+    """
+
+    target: Target
+    prepared: Prepared
+    request: Request
+    requirement: Requirement
+    records: Records
+    source: Candidate
+
+    def promising(self, candidates: Sequence[Candidate], limits: Limits) -> list[Candidate]:
+        """Who is worth evaluating: all that were not seen to be too slow."""
+        ready = [c for c in candidates if attempt(partial(open_for, self.target), c, limits)]
+        unseen = [c for c in ready if self._worth_a_look(c) and not self.too_slow(c)]
+        if unseen and not limits.expired:
+            with self.records.alone(limits.deadline):
+                self._look(unseen, limits)
+        return [c for c in candidates if not self.too_slow(c)]
+
+    def too_slow(self, candidate: Candidate) -> bool:
+        """Whether calls show that it misses a budget, so that its accuracy can change nothing."""
+        if self.request.everything or candidate.contender.reference:
+            return False
+        evidence = weigh(candidate.contender.profile, self.requirement)
+        return any(item.decision == "reject" for item in evidence)
+
+    def dismissed(self, candidate: Candidate) -> bool:
+        """Whether it was not evaluated, because it is too slow."""
+        no_reason = candidate.accuracy is None and candidate.contender.error is None
+        return no_reason and self.too_slow(candidate)
+
+    def _worth_a_look(self, candidate: Candidate) -> bool:
+        if self.request.everything or not candidate.shown or candidate.accuracy is not None:
+            return False
+        if all(budget.tail is None for budget in self.request.budgets):
+            return False
+        return len(self.prepared.evaluation) * candidate.contender.call_ns > WORTH_NS
+
+    def _look(self, candidates: Sequence[Candidate], limits: Limits) -> None:
+        everyone = [self.source, *candidates]
+        ready = [c for c in everyone if attempt(self._warm_up, c, limits)]
+        begun = [int(c.contender.profile.samples_ns.sum()) for c in ready]
+        look(
+            [candidate.contender for candidate in ready],
+            self.requirement,
+            len(self.prepared.latency),
+            limits,
+            np.random.default_rng(self.request.seed),
+        )
+        for candidate, before in zip(ready, begun, strict=True):
+            candidate.spent_s += (int(candidate.contender.profile.samples_ns.sum()) - before) / 1e9
+
+    def _warm_up(self, candidate: Candidate, limits: Limits) -> None:
+        open_for(self.target, candidate, limits)
+        warm_up(candidate.contender, limits)
