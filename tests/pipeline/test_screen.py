@@ -290,7 +290,7 @@ def test_who_is_far_too_slow_is_not_evaluated_and_says_so(screen: Screen) -> Non
 
 @pytest.mark.usefixtures("look")
 def test_if_nothing_holds_the_nearest_miss_is_evaluated(screen: Screen) -> None:
-    slower, source = (60.0, 60.0, 2), {"variant-0": SLOW}
+    slower, source = (60.0, 60.0, 2), {"variant-0": (70.0, 70.0, 2)}
     report = screen(Target({**source, "variant-1": slower, "variant-2": SLOW}))
     assert report.variant(FOLD).accuracy is None
     assert report.variant(STATIC).accuracy is not None
@@ -299,7 +299,7 @@ def test_if_nothing_holds_the_nearest_miss_is_evaluated(screen: Screen) -> None:
     # One that is inaccurate besides is no near miss; the next is evaluated, too.
     chains = tuple(map(Chain.parse, (FOLD, HOPELESS)))
     report = screen(Target({**source, "variant-1": slower, "variant-2": SLOW}), chains=chains)
-    assert report.variant(HOPELESS).status == "inaccurate"
+    assert report.variant(str(Chain.parse(HOPELESS))).status == "inaccurate"
     assert report.variant(FOLD).accuracy is not None
 
 
@@ -307,3 +307,24 @@ def test_if_nothing_holds_the_nearest_miss_is_evaluated(screen: Screen) -> None:
 def test_a_comparison_evaluates_who_is_too_slow(screen: Screen) -> None:
     report = screen(Target({"variant-1": SLOW, "variant-2": FAST}), everything=True)
     assert report.variant(FOLD).accuracy is not None
+
+
+def test_who_leads_is_confirmed_by_fresh_processes_alone(screen: Screen) -> None:
+    """Screening shows only that it is the fastest; its share of the error is a half."""
+    report = screen(Target({"variant-1": (6.0, 6.0, 2), "variant-2": (3.0, 3.0, 2)}))
+    chosen, slower = report.variant(STATIC), report.variant(FOLD)
+    assert report.chosen == STATIC
+    assert (chosen.status, slower.status) == ("kept", "skipped")
+    assert chosen.reason.startswith("in 3 fresh processes, p99 holds: 0 of ")
+    # ln(2 / 0.005) of evidence, of which each call that does not exceed gives -ln(1 - 0.01).
+    assert calls(chosen) >= np.log(2 / 0.005) / -np.log(0.99)
+    assert calls(slower) <= 600
+
+
+def test_who_led_and_is_not_confirmed_leaves_the_next_a_quarter(screen: Screen) -> None:
+    scripts = {"variant-0": SLOW, "variant-1": (6.0, 6.0, 2), "variant-2": FAST}
+    report = screen(Target(scripts, fresh=SLOW))
+    assert report.variant(STATIC).status == "too_slow"
+    assert report.variant(STATIC).reason.startswith("in 3 fresh processes, ")
+    assert report.chosen == FOLD
+    assert calls(report.variant(FOLD)) >= np.log(2 / 0.0025) / -np.log(0.99)
