@@ -40,11 +40,16 @@ class FirstLook:
 
     def promising(self, candidates: Sequence[Candidate], limits: Limits) -> list[Candidate]:
         """Who is worth evaluating: all that were not seen to be too slow."""
-        ready = [c for c in candidates if attempt(partial(open_for, self.target), c, limits)]
-        unseen = [c for c in ready if self._worth_a_look(c) and not self.too_slow(c)]
-        if unseen and not limits.expired:
-            with self.records.alone(limits.deadline):
-                self._look(unseen, limits)
+        unknown = [c for c in candidates if self._is_unknown(c)]
+        if unknown and not limits.expired:
+            open_one = partial(open_for, self.target)
+            ready = [c for c in unknown if attempt(open_one, c, limits)]
+            unseen = [
+                c for c in ready if len(self.prepared.evaluation) * c.contender.call_ns > WORTH_NS
+            ]
+            if unseen:
+                with self.records.alone(limits.deadline):
+                    self._look(unseen, limits)
         return [c for c in candidates if not self.too_slow(c)]
 
     def too_slow(self, candidate: Candidate) -> bool:
@@ -59,12 +64,12 @@ class FirstLook:
         no_reason = candidate.accuracy is None and candidate.contender.error is None
         return no_reason and self.too_slow(candidate)
 
-    def _worth_a_look(self, candidate: Candidate) -> bool:
-        if self.request.everything or not candidate.shown or candidate.accuracy is not None:
+    def _is_unknown(self, candidate: Candidate) -> bool:
+        """Whether it is to be evaluated, and a look could spare that."""
+        if self.request.everything or all(b.tail is None for b in self.request.budgets):
             return False
-        if all(budget.tail is None for budget in self.request.budgets):
-            return False
-        return len(self.prepared.evaluation) * candidate.contender.call_ns > WORTH_NS
+        known = candidate.accuracy is not None or candidate.contender.error is not None
+        return candidate.shown and not known and not self.too_slow(candidate)
 
     def _look(self, candidates: Sequence[Candidate], limits: Limits) -> None:
         everyone = [self.source, *candidates]

@@ -301,7 +301,7 @@ class Screening:
             return True
         if limits.exhausted(contender.profile) or not undecided(contender, self.requirement):
             return False
-        return not self._is_done(candidate) and not self._standings.was_beaten(candidate)
+        return not self._standings.was_beaten(candidate) and not self._is_done(candidate)
 
     def _is_done(self, candidate: Candidate) -> bool:
         """Whether more calls would change nothing: it is beaten, or to be confirmed anyway."""
