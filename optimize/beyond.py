@@ -31,7 +31,7 @@ def mix(state: RunState, screening: Screening, observer: Observer) -> None:
         return screening.evaluate(variant, limits) if take_up(state, variant) else None
 
     observer.stage("mixed precision", 0)
-    for ladder in mixed.ladders(screening.rows(), state.request.everything):
+    for ladder in mixed.ladders(screening.prospects(), state.request.everything):
         mixed.climb(ladder, attempt)
     screening.time_rest(limits, observer)
 
@@ -52,7 +52,7 @@ def tune_session(state: RunState, screening: Screening, observer: Observer) -> N
     """Serve the best variant so far with other threads and session options."""
     assert state.prepared is not None  # set before anything is measured
     better_up = state.prepared.metric.higher_is_better
-    base = tune.base(screening.rows(), state.request.objective, better_up)
+    base = tune.base(screening.prospects(), state.request.objective, better_up)
     if base is None:
         state.notes.append("no session was tuned: no variant comes near the budgets and the floor")
         return
@@ -101,7 +101,7 @@ def search_on(state: RunState, screening: Screening, observer: Observer) -> None
             screening.measure_more([variant], limits, observer)
         walk.tell(screening.outcome(variant.name) if taken else None)
         made += taken or variant.problem == "failed"
-    ranked = rank(screening.rows(), request.objective, better_up)
+    ranked = rank(screening.prospects(), request.objective, better_up)
     why = "" if made == request.trials else _ended(limits)
     state.notes.append(f"{made} of {request.trials} trials made{why}; {search.gain(ranked)}")
 

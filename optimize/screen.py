@@ -195,6 +195,10 @@ class Screening:
         """What is known now about every variant that was built."""
         return [self._row(c) for c in self._candidates if c.shown]
 
+    def prospects(self) -> list[VariantReport]:
+        """The same, where who leads counts as kept: fresh processes are to show that it is."""
+        return [self._prospect(c) for c in self._candidates if c.shown]
+
     def profiles(self) -> dict[str, Profile]:
         """What was measured of every variant, as its row shows it."""
         return {c.contender.name: c.contender.profile for c in self._candidates if c.shown}
@@ -435,12 +439,8 @@ class Screening:
         """The best that fresh processes have not had yet, of who is kept or will probably be."""
         eligible = self._candidates[1:] if self.request.reference_only else self._candidates
         known = {c.variant.name: c for c in eligible if not c.confirmed and c.shown}
-        rows = [
-            replace(self._row(c), status="kept") if self._standings.leads(c) else self._row(c)
-            for c in known.values()
-        ]
         higher = self.prepared.metric.higher_is_better
-        ranked = rank(rows, self.request.objective, higher)
+        ranked = rank(list(map(self._prospect, known.values())), self.request.objective, higher)
         return known[ranked[0].chain] if ranked else None
 
     def _confirm(self, candidate: Candidate, limits: Limits, observer: Observer) -> None:
@@ -483,6 +483,10 @@ class Screening:
         verdict = candidate.verdict or self._judge(candidate, self.requirement)
         samples = self.prepared.data.evaluation_samples
         return row(candidate, verdict, self.request.confidence, samples, self._candidates)
+
+    def _prospect(self, candidate: Candidate) -> VariantReport:
+        row = self._row(candidate)
+        return replace(row, status="kept") if self._standings.leads(candidate) else row
 
     def _speedup(self, candidate: Candidate) -> tuple[float | None, float | None, float | None]:
         """Pair what was timed in turns; a later confirmation has no partner."""
