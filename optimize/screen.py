@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,13 +11,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from optimize.budgets.profile import Profile, paired_ratio
-from optimize.budgets.verdict import Requirement, Status, Verdict, judge, weigh
+from optimize.budgets.verdict import Requirement, Status, Verdict, judge
 from optimize.build import Variant
-from optimize.candidate import LATE, Candidate, attempt, open_for, row
+from optimize.candidate import LATE, Candidate, row
 from optimize.child import Child, Children
 from optimize.choose import rank
 from optimize.confirm import FRESH_PROCESSES, Confirmation, processes
-from optimize.errors import WorkerError
 from optimize.evaluate import Evaluation
 from optimize.explain import Explainer, Subject
 from optimize.keys import Keys
@@ -26,11 +24,6 @@ from optimize.look import FirstLook
 from optimize.measure import (
     Contender,
     Limits,
-    operators,
-    settled,
-    time_in_turns,
-    undecided,
-    warm_up,
 )
 from optimize.prepare import Prepared
 from optimize.records import Records
@@ -41,6 +34,7 @@ from optimize.standings import Standings
 from optimize.targets.base import Settings, Target
 from optimize.targets.inputs import write_inputs
 from optimize.targets.serving import serving
+from optimize.turns import Turns
 
 MEMORY_SHARE = 0.5
 MOST_AT_ONCE = 16
@@ -106,6 +100,13 @@ class Screening:
     @cached_property
     def _standings(self) -> Standings:
         return Standings(self._candidates, self.request, self.requirement, self.records, self._keys)
+
+    @cached_property
+    def _turns(self) -> Turns:
+        return Turns(
+            self.target, self.prepared, self.request, self.requirement, self.records, self._keys,
+            self._standings,
+        )  # fmt: skip
 
     def measure(self, variants: Sequence[Variant], limits: Limits, observer: Observer) -> None:
         """Evaluate and time the source and all variants, as many at once as memory allows.
@@ -247,7 +248,7 @@ class Screening:
             contender.call_ns = float(np.median(contender.profile.samples_ns))
         kernels = self.records.recall(self._keys.operators(candidate))
         if kernels is not None:
-            self._take_kernels(candidate, kernels)
+            self._turns.take_kernels(candidate, kernels)
         if not self._evaluation.recall(candidate):
             contender.judged = candidate.shown
 
@@ -278,7 +279,7 @@ class Screening:
             observer.step(done + len(heat), f"outputs of {names}")
             self._evaluation.evaluate(self._look.promising(some, limits), limits)
             for candidate in some:
-                self._keep(candidate)
+                self._turns.keep(candidate)
             heat += some
             used += sum(c.contender.rss_bytes for c in some if c.contender.workers)
         return heat, waiting
@@ -288,76 +289,14 @@ class Screening:
     ) -> None:
         """Time candidates in turns with the source, as far as they are not settled yet."""
         source = self._candidates[0]
-        racing = [c for c in heat if self._wants_time(c, limits)]
-        if racing or self._wants_time(source, limits):
+        racing = [c for c in heat if self._turns.wants(c, limits)]
+        if racing or self._turns.wants(source, limits):
             with self.records.alone(limits.deadline):
-                self._race([source, *racing], limits, observer, done)
+                self._turns.race([source, *racing], limits, observer, done)
         for candidate in [source, *heat]:
             self._conclude(candidate)
             if candidate is not source:
                 candidate.contender.close()
-
-    def _wants_time(self, candidate: Candidate, limits: Limits) -> bool:
-        contender = candidate.contender
-        if contender.error is not None:
-            return False
-        if candidate.kernels is None:
-            return True
-        if limits.exhausted(contender.profile) or not undecided(contender, self.requirement):
-            return False
-        return not self._standings.was_beaten(candidate) and not self._is_done(candidate)
-
-    def _is_done(self, candidate: Candidate) -> bool:
-        """Whether more calls would change nothing: it is beaten, or to be confirmed anyway."""
-        return self._standings.beaten(candidate) or self._standings.leads(candidate)
-
-    def _race(
-        self, racing: Sequence[Candidate], limits: Limits, observer: Observer, done: int
-    ) -> None:
-        ready = [c for c in racing if not limits.expired and attempt(self._get_ready, c, limits)]
-        known = {c.contender.name: c for c in ready}
-        before = {c.contender.name: int(c.contender.profile.samples_ns.sum()) for c in ready}
-
-        def progress(contenders: Sequence[Contender]) -> None:
-            for candidate in ready:
-                self._keep(candidate)
-            left = [
-                0.0 if self._is_done(known[c.name]) else _seconds_left(c, self.requirement, limits)
-                for c in contenders
-            ]
-            calls = sum(c.profile.samples_ns.size for c in contenders)
-            text = f"{calls} calls timed, about {sum(left):.0f} s left"
-            observer.step(len(self._candidates) + done - 1 + left.count(0.0), text)
-
-        time_in_turns(
-            [c.contender for c in ready if not self._settled(c, limits)],
-            self.requirement,
-            len(self.prepared.latency),
-            limits,
-            np.random.default_rng(self.request.seed),
-            progress,
-            lambda contender: self._is_done(known[contender.name]),
-            lambda contender: self._standings.waits(known[contender.name], limits),
-        )
-        for candidate in ready:
-            self._keep(candidate, last=True)
-            self._profile_operators(candidate, limits)
-            spent = int(candidate.contender.profile.samples_ns.sum())
-            candidate.spent_s += (spent - before[candidate.contender.name]) / 1e9
-
-    def _settled(self, candidate: Candidate, limits: Limits) -> bool:
-        return settled(candidate.contender, self.requirement, limits)
-
-    def _get_ready(self, candidate: Candidate, limits: Limits) -> None:
-        open_for(self.target, candidate, limits)
-        if not self._settled(candidate, limits):
-            begun = time.perf_counter()
-            warm_up(candidate.contender, limits)
-            candidate.spent_s += time.perf_counter() - begun
-
-    def _keep(self, candidate: Candidate, *, last: bool = False) -> None:
-        parts, name = self._keys.latency(candidate), candidate.variant.name
-        self.records.keep_profile(parts, candidate.contender.profile, name, last=last)
 
     def _revive(self, limits: Limits, observer: Observer) -> None:
         """Time to the end what was beaten by a variant that fresh processes did not confirm."""
@@ -366,28 +305,6 @@ class Screening:
             candidate.beaten_by = candidate.verdict = None
         if beaten:
             self._time([c for c in beaten if not c.contender.reference], limits, observer, 0)
-
-    def _profile_operators(self, candidate: Candidate, limits: Limits) -> None:
-        """Profile single operators, in a session of their own."""
-        contender = candidate.contender
-        if contender.error is not None or candidate.kernels is not None or limits.expired:
-            return
-        try:
-            rows = operators(contender, limits)
-        except WorkerError:
-            rows = []  # its profile is for information; the verdict does not rest on it
-        self._take_kernels(candidate, rows)
-        name = candidate.variant.name
-        self.records.keep(self._keys.operators(candidate), rows, f"operators of {name}")
-
-    def _take_kernels(self, candidate: Candidate, rows: Sequence[dict[str, Any]]) -> None:
-        """Refuse nodes that ran where they were not asked to."""
-        contender = candidate.contender
-        strangers = {p for kernel in rows for p in kernel["providers"]}
-        strangers -= {contender.job.settings.provider, ""}
-        if strangers:
-            contender.error = f"nodes ran on {', '.join(sorted(strangers))}, not where asked"
-        candidate.kernels = tuple(rows)
 
     # Verdicts.
 
@@ -500,18 +417,3 @@ def _told(subject: Subject) -> dict[str, Any]:
     """A subject as JSON."""
     names = ("runtime", "threads", "operators", "p50_ns", "p99_ns", "notes", "lost")
     return {name: getattr(subject, name) for name in names} | {"model": subject.model.identity}
-
-
-def _seconds_left(contender: Contender, requirement: Requirement, limits: Limits) -> float:
-    """A rough estimate of how long a contender will still be timed."""
-    if contender.error is not None or contender.reference:
-        return 0.0
-    size = contender.profile.samples_ns.size
-    if not contender.judged or size == 0:
-        return max(0, 100 - size) * contender.call_ns / 1e9
-    needs = [
-        min(item.more_calls or limits.max_samples, limits.max_samples - size)
-        for item in weigh(contender.profile, requirement)
-        if item.decision == "undecided"
-    ]
-    return max(0, *needs, 0) * contender.call_ns / 1e9

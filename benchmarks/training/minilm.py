@@ -25,7 +25,7 @@ from benchmarks.training.common import (
     verdict,
 )
 from benchmarks.workloads.common import load_source
-from benchmarks.workloads.minilm import EVALUATED, batch_of, chosen_glosses, encode
+from benchmarks.workloads.minilm import batch_of
 from optimize.models.data import Dataset
 from optimize.models.huggingface import load_folder
 from optimize.models.model import Model
@@ -36,8 +36,6 @@ from optimize.passes.training.options import DistillOptions
 from optimize.passes.training.prune import prune_module
 
 RATIO = 0.25
-SAMPLES = 12_000
-LENGTH = 32  # tokens of a training batch; longer glosses are cut
 OPTIONS = DistillOptions(
     steps=240, lr=5e-4, features=1.0, outputs=("output_0",), patience=0, evaluations=4
 )
@@ -45,10 +43,8 @@ OPTIONS = DistillOptions(
 
 def glosses(folder: Path) -> Dataset:
     """Glosses that the probe was fitted to, cut and padded to one length."""
-    texts = [text for _, text in chosen_glosses()[EVALUATED : EVALUATED + SAMPLES]]
-    rows = [row[:LENGTH] for row in encode(texts, folder / "tokenizer.json")]
-    arrays = batch_of(rows, LENGTH)
-    inputs = {name: list(array[:, None]) for name, array in arrays.items()}
+    with np.load(folder / "lessons.npz") as arrays:
+        inputs = {name: list(array[:, None]) for name, array in dict(arrays).items()}
     return Dataset("glosses", inputs, None, True)
 
 

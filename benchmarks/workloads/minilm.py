@@ -1,7 +1,8 @@
 """MiniLM-L6 (a Hugging Face folder) judged by a linear probe over WordNet's noun glosses.
 
 Writes OUT/minilm/: the model's folder, model.onnx, data/ (one .npz per gloss, unpadded),
-data128.npz (the same glosses padded to 128 tokens), probe.npz and metric.py:probe.
+data128.npz (the same glosses padded to 128 tokens), lessons.npz (others to train on, without
+labels, cut and padded to 32 tokens), probe.npz and metric.py:probe.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ CLASSES = 10
 EVALUATED = 1000
 TRAINED = 20_000
 LENGTH = 128
+LESSONS, LESSON_LENGTH = 12_000, 32
 
 METRIC = '''"""Accuracy of a linear probe on mean-pooled token embeddings; higher is better."""
 
@@ -162,6 +164,11 @@ def write_data(folder: Path, rows: list[list[int]], targets: np.ndarray) -> None
     np.savez_compressed(folder / "data128.npz", **padded)
 
 
+def lessons(rows: list[list[int]]) -> dict[str, np.ndarray]:
+    """Inputs to train on, cut and padded to one length; shape (LESSONS, LESSON_LENGTH) each."""
+    return batch_of([row[:LESSON_LENGTH] for row in rows[:LESSONS]], LESSON_LENGTH)
+
+
 def write_onnx(model: Any, folder: Path) -> None:
     """Export with dynamic batch and sequence axes."""
     arrays = batch_of([[101, 7592, 102], [101, 102]], 3)
@@ -182,6 +189,8 @@ def main() -> None:
     targets = np.array([label for label, _ in pairs], dtype=np.int64)
     model = load_model(folder)
     write_data(folder, rows[:EVALUATED], targets[:EVALUATED])
+    others: dict[str, Any] = lessons(rows[EVALUATED:])
+    np.savez_compressed(folder / "lessons.npz", **others)
     np.savez(folder / "probe.npz", **train_probe(model, rows[EVALUATED:], targets[EVALUATED:]))
     write_text(folder / "metric.py", METRIC)
     write_onnx(model, folder)
