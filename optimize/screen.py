@@ -257,7 +257,7 @@ class Screening:
     def _measure(self, waiting: Sequence[Candidate], limits: Limits, observer: Observer) -> None:
         done = 1
         while True:
-            heat, waiting = self._open_heat(waiting, limits.halved(), observer, done)
+            heat, waiting = self._open_heat(waiting, limits, observer, done)
             self._time(heat, limits, observer, done)
             done += len(heat)
             if not waiting:
@@ -266,12 +266,14 @@ class Screening:
     def _open_heat(
         self, waiting: Sequence[Candidate], limits: Limits, observer: Observer, done: int
     ) -> tuple[list[Candidate], Sequence[Candidate]]:
-        """Evaluate candidates one by one and keep their workers, until memory is half used."""
+        """Evaluate candidates, workers kept, until memory or the time left is half used."""
+        share = limits.halved()
         memory = self.target.device().memory_bytes or 8 << 30
         heat: list[Candidate] = []
         used = self._candidates[0].contender.rss_bytes
         while waiting:
-            if heat and (used > MEMORY_SHARE * memory or len(heat) >= MOST_AT_ONCE):
+            full = used > MEMORY_SHARE * memory or len(heat) >= MOST_AT_ONCE
+            if heat and (full or share.expired):
                 break
             count = self._evaluation.side_by_side
             some, waiting = waiting[:count], waiting[count:]

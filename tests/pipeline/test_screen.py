@@ -328,3 +328,15 @@ def test_who_led_and_is_not_confirmed_leaves_the_next_a_quarter(screen: Screen) 
     assert report.variant(STATIC).reason.startswith("in 3 fresh processes, ")
     assert report.chosen == FOLD
     assert calls(report.variant(FOLD)) >= np.log(2 / 0.0025) / -np.log(0.99)
+
+
+def test_who_is_not_evaluated_in_half_of_the_time_has_its_turn_later(
+    screen: Screen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Evaluating ends for the time being when half of what is left is used; then it goes on."""
+    monkeypatch.setattr(Limits, "halved", lambda limits: replace(limits, deadline=0.0))
+    monkeypatch.setattr("optimize.evaluate.Evaluation.side_by_side", 1)
+    report = screen(Target({"variant-1": (6.0, 6.0, 2), "variant-2": FAST}))
+    assert report.chosen == STATIC
+    assert all(row.accuracy for row in report.variants)
+    assert calls(report.variant(FOLD)) > 100
