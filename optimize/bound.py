@@ -77,7 +77,7 @@ class Bounder:
     def prepare(self) -> None:
         """Load what measuring needs, if there is anything to measure, beside what goes on."""
         if not self.hurried and self._known_peaks() is None:
-            self._child.begin(load_libraries)
+            self._child.begin(_in_time, MEASURE_S, load_libraries)
 
     def judge_source(self, model: Model, samples: Dataset) -> Bounds | None:
         """The bounds of the source in every precision; None, with a note, if there are none.

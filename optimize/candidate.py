@@ -38,6 +38,7 @@ class Candidate:
         accuracy: beside the source's; None if it was not evaluated.
         verdict: None until it was timed, or could not be.
         confirmed: whether fresh processes have had their say.
+        raced: how it was timed beside the others, once it is confirmed.
         unscreened: whether they alone decide: it led before screening could show that it holds.
         speedup: against the source, with its interval.
         kernels: all rows of its operator profile; None if there is none yet.
@@ -55,6 +56,7 @@ class Candidate:
     accuracy: Accuracy | None = None
     verdict: Verdict | None = None
     confirmed: bool = False
+    raced: Contender | None = None
     unscreened: bool = False
     speedup: tuple[float | None, float | None, float | None] = (None, None, None)
     kernels: tuple[Mapping[str, Any], ...] | None = None

@@ -79,12 +79,13 @@ class Child:
             ChildDied: the process was killed or crashed; the next call starts another.
             ChildFailed: the function raised anything else.
         """
+        process = self._running()
         try:
-            self._ask(function, args, kwargs)
+            _ask(process, function, args, kwargs)
             while self._unheard:
-                self._hear()
+                self._hear(process)
                 self._unheard -= 1
-            kind, value, trace = self._hear()
+            kind, value, trace = self._hear(process)
         except (EOFError, OSError, pickle.UnpicklingError) as error:
             raise ChildDied(self._death()) from error
         except BaseException:
@@ -106,10 +107,13 @@ class Child:
     def begin(self, function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
         """Have the child call a function, and neither wait nor hear what becomes of it."""
         try:
-            self._ask(function, args, kwargs)
+            _ask(self._running(), function, args, kwargs)
             self._unheard += 1
         except OSError:
             self.close()  # the next call starts another
+        except BaseException:
+            self.close()  # interrupted in the middle of an exchange
+            raise
 
     @property
     def foreign(self) -> bool:
@@ -130,19 +134,12 @@ class Child:
         self._process = self._log = None
         self._unheard = 0
 
-    def _ask(self, function: Callable[..., object], args: Any, kwargs: Any) -> None:
-        stdin = self._running().stdin
-        assert stdin is not None  # a pipe, by _running
-        pickle.dump((function, args, kwargs), stdin)
-        stdin.flush()
-
-    def _hear(self) -> tuple[str, Any, str]:
-        stdout = self._running().stdout
-        assert stdout is not None  # a pipe, by _running
-        kind, value, trace = pickle.load(stdout)
+    def _hear(self, process: subprocess.Popen[bytes]) -> tuple[str, Any, str]:
+        assert process.stdout is not None  # a pipe, by _running
+        kind, value, trace = pickle.load(process.stdout)
         while kind == _SAID:
             self.listen(value)
-            kind, value, trace = pickle.load(stdout)
+            kind, value, trace = pickle.load(process.stdout)
         return kind, value, trace
 
     def _running(self) -> subprocess.Popen[bytes]:
@@ -185,6 +182,14 @@ class Child:
         self._log.seek(0)
         lines = self._log.read()[-2000:].decode(errors="replace").strip().splitlines()
         return f": {lines[-1][:200]}" if lines else ""
+
+
+def _ask(
+    process: subprocess.Popen[bytes], function: Callable[..., object], args: Any, kwargs: Any
+) -> None:
+    assert process.stdin is not None  # a pipe, by _running
+    pickle.dump((function, args, kwargs), process.stdin)
+    process.stdin.flush()
 
 
 class Children:

@@ -17,7 +17,7 @@ from optimize.request import Request
 from optimize.targets.base import Target
 
 # A look takes some 80 calls with those that warm up; evaluating must take much longer.
-WORTH_NS = 20_000_000_000
+WORTH_NS, LEAST_SAMPLES = 20_000_000_000, 320
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class FirstLook:
         unknown = [c for c in candidates if self._is_unknown(c)]
         if unknown and not limits.expired:
             open_one = partial(open_for, self.target)
-            ready = [c for c in unknown if attempt(open_one, c, limits)]
+            with self.records.busy(limits.deadline):
+                ready = [c for c in unknown if attempt(open_one, c, limits)]
             unseen = [
                 c for c in ready if len(self.prepared.evaluation) * c.contender.call_ns > WORTH_NS
             ]
@@ -54,19 +55,21 @@ class FirstLook:
 
     def too_slow(self, candidate: Candidate) -> bool:
         """Whether calls show that it misses a budget, so that its accuracy can change nothing."""
-        if self.request.everything or candidate.contender.reference:
+        if self._evaluates_all or candidate.contender.reference:
             return False
         evidence = weigh(candidate.contender.profile, self.requirement)
         return any(item.decision == "reject" for item in evidence)
 
-    def dismissed(self, candidate: Candidate) -> bool:
-        """Whether it was not evaluated, because it is too slow."""
-        no_reason = candidate.accuracy is None and candidate.contender.error is None
-        return no_reason and self.too_slow(candidate)
+    @property
+    def _evaluates_all(self) -> bool:
+        """Where users name the models or compare them, and where a search learns from each."""
+        request = self.request
+        return request.everything or request.as_is or request.trials > 0
 
     def _is_unknown(self, candidate: Candidate) -> bool:
         """Whether it is to be evaluated, and a look could spare that."""
-        if self.request.everything or all(b.tail is None for b in self.request.budgets):
+        few = len(self.prepared.evaluation) < LEAST_SAMPLES
+        if few or self._evaluates_all or all(b.tail is None for b in self.request.budgets):
             return False
         known = candidate.accuracy is not None or candidate.contender.error is not None
         return candidate.shown and not known and not self.too_slow(candidate)

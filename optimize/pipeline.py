@@ -133,8 +133,11 @@ def _stages(state: RunState, folder: Path, observer: Observer) -> None:
     if not request.as_is:
         observer.stage("explain", 0)
         screening.explain(state.children, state.device.isa, state.limits(SCREEN_SHARE))
-        _bound(state)
     screening.confirm(state.limits(1.0), observer)
+    screening.close()
+    if not request.as_is:
+        observer.stage("lower bound", 0)
+        _bound(state)
 
 
 def _infeasible(state: RunState, observer: Observer) -> bool:
@@ -168,6 +171,7 @@ def _bounder(state: RunState) -> Bounder:
 def _bound(state: RunState) -> None:
     """Find out how fast each artefact could be at best."""
     if state.bounder is not None:
+        state.bounder.hurried |= state.limits(1.0).expired
         state.bounder.settle()
         for name, model in state.artefacts.items():
             state.bounds[name] = state.bounder.bound(model, Chain.parse(name))

@@ -120,7 +120,6 @@ class Screening:
         observer.stage("evaluate and time", 2 * len(self._candidates))
         self._evaluation.check_source(limits)
         self._measure(self._candidates[1:], limits, observer)
-        self._evaluate_nearest(limits)
 
     def evaluate(self, variant: Variant, limits: Limits) -> VariantReport:
         """Evaluate one more variant, after :meth:`measure`; it is timed by :meth:`time_rest`.
@@ -183,21 +182,28 @@ class Screening:
         return speedup
 
     def confirm(self, limits: Limits, observer: Observer) -> None:
-        """Time the best kept variant again in fresh processes; go on to the next if it fails."""
-        while best := self._best():
-            observer.stage(f"confirm {best.variant.name}", FRESH_PROCESSES)
-            self._confirm(best, limits, observer)
-            if best.verdict and best.verdict.status == "kept":
-                self.chosen = best.variant.name
-                return
-            self._revive(limits, observer)
+        """Time the best variant again in fresh processes; go on to the next if it fails.
+
+        If none is left that holds, what was given up for one that did not is timed on.
+        """
+        for _ in range(2 * len(self._candidates)):  # each is confirmed once, and may fall once
+            best = self._best(limits)
+            if best is not None:
+                observer.stage(f"confirm {best.variant.name}", FRESH_PROCESSES)
+                self._confirm(best, limits, observer)
+                if best.verdict and best.verdict.status == "kept":
+                    self.chosen = best.variant.name
+                    return
+            if not self._revive(limits, observer) and best is None:
+                break
+        self._evaluate_nearest(limits)
 
     def rows(self) -> list[VariantReport]:
         """What is known now about every variant that was built."""
         return [self._row(c) for c in self._candidates if c.shown]
 
     def prospects(self) -> list[VariantReport]:
-        """The same, where who leads counts as kept: fresh processes are to show that it is."""
+        """The same, where who will probably be kept counts as such; fresh processes are to tell."""
         return [self._prospect(c) for c in self._candidates if c.shown]
 
     def profiles(self) -> dict[str, Profile]:
@@ -291,22 +297,30 @@ class Screening:
     ) -> None:
         """Time candidates in turns with the source, as far as they are not settled yet."""
         source = self._candidates[0]
+        confirmed, source.contender = source.contender, source.raced or source.contender
+        self._standings.recall([source, *heat])
         racing = [c for c in heat if self._turns.wants(c, limits)]
         if racing or self._turns.wants(source, limits):
             with self.records.alone(limits.deadline):
                 self._turns.race([source, *racing], limits, observer, done)
-        for candidate in [source, *heat]:
+        for candidate in heat:
             self._conclude(candidate)
-            if candidate is not source:
-                candidate.contender.close()
+            candidate.contender.close()
+        if source.raced is None:
+            self._conclude(source)
+        else:  # its verdict is that of the fresh processes
+            source.contender.close()
+            source.contender = confirmed
 
-    def _revive(self, limits: Limits, observer: Observer) -> None:
-        """Time to the end what was beaten by a variant that fresh processes did not confirm."""
-        beaten = [c for c in self._candidates if c.beaten_by is not None]
+    def _revive(self, limits: Limits, observer: Observer) -> bool:
+        """Time on what was beaten by a variant that did not hold; whether there was anything."""
+        beaten = [c for c in self._candidates if c.beaten_by is not None and not c.confirmed]
+        if not beaten or limits.expired:
+            return False
         for candidate in beaten:
             candidate.beaten_by = candidate.verdict = None
-        if beaten:
-            self._time([c for c in beaten if not c.contender.reference], limits, observer, 0)
+        self._time([c for c in beaten if not c.contender.reference], limits, observer, 0)
+        return True
 
     # Verdicts.
 
@@ -315,16 +329,16 @@ class Screening:
 
         Who was seen to be too slow was not evaluated.
         """
-        statuses = {c.verdict.status for c in self._candidates[1:] if c.verdict and c.shown}
-        unknown = [c for c in self._candidates[1:] if c.shown and self._look.dismissed(c)]
-        for nearest in sorted(unknown, key=self._excess):
-            if limits.expired or statuses & {"kept", "undecided"}:
+        rows = [c for c in self._candidates if c.shown and c.verdict]
+        if any(c.verdict and c.verdict.status in ("kept", "undecided") for c in rows):
+            return
+        slow = [c for c in rows if c.verdict and c.verdict.status == "too_slow"]
+        for nearest in sorted(slow, key=self._excess):
+            if nearest.accuracy is not None or limits.expired:
                 return
             self._evaluation.evaluate([nearest], limits)
             nearest.contender.close()
             self._conclude(nearest)
-            if nearest.verdict and nearest.verdict.status == "too_slow":
-                return
 
     def _excess(self, candidate: Candidate) -> float:
         """The largest factor by which a latency budget is missed."""
@@ -354,18 +368,22 @@ class Screening:
             return replace(verdict, status=status, reason=reason)
         return verdict
 
-    def _best(self) -> Candidate | None:
-        """The best that fresh processes have not had yet, of who is kept or will probably be."""
+    def _best(self, limits: Limits) -> Candidate | None:
+        """The best that fresh processes have not had yet, of who is kept or will probably be.
+
+        For who is not shown to hold there must be time to show it.
+        """
         eligible = self._candidates[1:] if self.request.reference_only else self._candidates
         known = {c.variant.name: c for c in eligible if not c.confirmed and c.shown}
         higher = self.prepared.metric.higher_is_better
-        ranked = rank(list(map(self._prospect, known.values())), self.request.objective, higher)
+        row_of = self._row if limits.expired else self._prospect
+        ranked = rank(list(map(row_of, known.values())), self.request.objective, higher)
         return known[ranked[0].chain] if ranked else None
 
     def _confirm(self, candidate: Candidate, limits: Limits, observer: Observer) -> None:
         screened = candidate.contender
         requirement = replace(self.requirement, contenders=self._share(candidate))
-        candidate.confirmed = True
+        candidate.confirmed, candidate.raced = True, screened
         parts, what = self._keys.fresh(candidate), f"fresh {screened.name}"
         job = replace(screened.job, scratch=self.folder / f"fresh-{id(candidate)}")
         fresh = Contender(screened.name, job, profile=self.records.recall_profile(parts))
@@ -405,7 +423,8 @@ class Screening:
 
     def _prospect(self, candidate: Candidate) -> VariantReport:
         row = self._row(candidate)
-        return replace(row, status="kept") if self._standings.leads(candidate) else row
+        likely = row.status == "undecided" and self._standings.holds(candidate)
+        return replace(row, status="kept") if likely else row
 
     def _speedup(self, candidate: Candidate) -> tuple[float | None, float | None, float | None]:
         """Pair what was timed in turns; a later confirmation has no partner."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from optimize.budgets.profile import Profile
@@ -72,9 +73,9 @@ class Standings:
 
         By its bounds it could be faster by 3% at most, or 500 calls show it slower at the median
         and not faster by more in the tail (100, if it is much slower in both): more of them would
-        hardly change what is chosen. Where
-        everything is compared only bounds count, without those 3%, and those of what was shown to
-        meet the budgets; else it is enough that the other one will probably.
+        hardly change what is chosen. Where everything is compared only bounds count, without
+        those 3%, and those of what was shown to meet the budgets; else it is enough that the other
+        one will probably.
         """
         if candidate.beaten_by is not None:
             return True
@@ -87,7 +88,7 @@ class Standings:
             return False
         for rival in self.candidates[1:]:
             theirs = self._of(rival)
-            if rival is candidate or not self._holds(rival) or not theirs.p99:
+            if rival is candidate or not self.holds(rival) or not theirs.p99:
                 continue
             reason = self._why(candidate, own, theirs.p99, rival.variant.name)
             if reason:
@@ -103,7 +104,7 @@ class Standings:
         Fresh processes then show whether it holds; calls that show it here as well would be made
         twice.
         """
-        if self.request.everything or not self._races(candidate) or not self._holds(candidate):
+        if self.request.everything or not self._races(candidate) or not self.holds(candidate):
             return False
         own = self._of(candidate).p99
         return own is not None and not any(
@@ -113,20 +114,23 @@ class Standings:
         )
 
     def _in_the_way(self, rival: Candidate, leader: RelativeReport, name: str) -> bool:
-        """Whether a rival may yet be chosen instead of who leads."""
+        """Whether a rival that is kept, or may be after more calls, is not shown to be slower."""
         contender, theirs = rival.contender, self._of(rival)
-        if not contender.judged or contender.error or rival.confirmed or theirs.rejected:
+        out = contender.error or rival.confirmed or rival.beaten_by
+        if out or not contender.judged or not (theirs.open or theirs.accepted):
             return False
         if self.request.reference_only and contender.reference:
             return False
-        if rival.beaten_by is not None:
-            return False
         return theirs.p99 is None or self._why(rival, theirs.p99, leader, name) is None
 
-    def _holds(self, candidate: Candidate) -> bool:
-        """Whether it meets every budget, or will probably where not everything is compared."""
-        out = not candidate.contender.judged or candidate.contender.error or candidate.beaten_by
-        if candidate.confirmed or out:
+    def holds(self, candidate: Candidate) -> bool:
+        """Whether it meets every budget and the floor, or will probably.
+
+        Probably is not enough where everything is compared, or calls are cheap.
+        """
+        contender = candidate.contender
+        out = contender.error or candidate.beaten_by or candidate.confirmed
+        if out or not contender.judged or candidate.accuracy is None or self._too_large(candidate):
             return False
         standing = self._of(candidate)
         promising = standing.promising and _bounded(candidate) and self._races(candidate)
@@ -158,15 +162,20 @@ class Standings:
         ratio = max(theirs.p50 / own.p50, theirs.p99 / own.p99)
         return not few and self._may_stop(candidate) and ratio < MUCH_FASTER
 
-    def was_beaten(self, candidate: Candidate) -> bool:
-        """Whether an earlier run gave it up for another variant, which is here again."""
-        told = self.records.recall(self.keys.beaten(candidate))
-        others = {c.variant.name: c for c in self.candidates[1:]}
-        winner = others.get(told["by"]) if told else None
-        if winner is None or winner.confirmed or not (winner.beaten_by or self._holds(winner)):
-            return False
-        candidate.beaten_by = told["reason"]
-        return True
+    def recall(self, candidates: Sequence[Candidate]) -> None:
+        """Give up whom an earlier run gave up for a variant that is here again, and holds."""
+        told = {c.variant.name: self.records.recall(self.keys.beaten(c)) for c in candidates}
+        winners = {name: found["by"] for name, found in told.items() if found}
+        known = {c.variant.name: c for c in self.candidates[1:]}
+        given_up = []
+        for candidate in candidates:
+            best: str | None = winners.get(candidate.variant.name)
+            for _ in winners:  # who beat it may have been beaten itself
+                best = winners.get(best, best) if best else None
+            if best in known and best not in winners and self.holds(known[best]):
+                given_up.append(candidate)
+        for candidate in given_up:
+            candidate.beaten_by = told[candidate.variant.name]["reason"]
 
     def waits(self, candidate: Candidate, limits: Limits) -> bool:
         """Whether a faster variant is still being timed: if it holds, this one is beaten."""
@@ -182,6 +191,10 @@ class Standings:
             if rival.contender.workers and not limits.exhausted(rival.contender.profile)
             for theirs in [self._of(rival)]
         )
+
+    def _too_large(self, candidate: Candidate) -> bool:
+        peak = candidate.contender.profile.peak_bytes or 0
+        return any(b.quantity == "memory" and peak > b.limit for b in self.request.budgets)
 
     @property
     def _tie(self) -> float:
@@ -211,7 +224,12 @@ class Standings:
             racing = contender.error is None and contender.judged
             evidence = weigh(contender.profile, self.requirement) if racing else ()
             decisions = {item.decision for item in evidence}
-            likely = {item.decision == "accept" or item.more_calls is not None for item in evidence}
+            most = self.request.max_samples - contender.profile.samples_ns.size
+            likely = {
+                item.decision == "accept"
+                or (item.more_calls is not None and item.more_calls <= most)
+                for item in evidence
+            }
             known = _Standing(
                 contender.profile,
                 source,

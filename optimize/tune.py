@@ -10,7 +10,7 @@ from optimize.passes.chain import Chain
 from optimize.passes.session import Session
 from optimize.report import VariantReport
 
-# What may still meet the budgets under other options; its accuracy holds already.
+# What may still meet the budgets under other options.
 _NEAR = ("too_slow", "undecided")
 
 
@@ -45,7 +45,8 @@ def base(
     own = [row for row in rows if row.runtime == DEFAULT_RUNTIME and row.latency]
     ranked = rank(own, objective, higher_is_better)
     if not ranked:
-        near = [row for row in own if row.status in _NEAR]
+        # Who was too slow to be evaluated may miss the floor.
+        near = [row for row in own if row.status in _NEAR and row.accuracy]
         ranked = sorted(near, key=lambda row: row.latency.p99_ms if row.latency else 0.0)
     return Chain.parse(ranked[0].chain) if ranked else None
 

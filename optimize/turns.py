@@ -64,7 +64,7 @@ class Turns:
             return True
         if limits.exhausted(contender.profile) or not undecided(contender, self.requirement):
             return False
-        return not self.standings.was_beaten(candidate) and not self._is_done(candidate)
+        return not self._is_done(candidate)
 
     def _is_done(self, candidate: Candidate) -> bool:
         """Whether more calls would change nothing: it is beaten, or to be confirmed anyway."""
@@ -85,11 +85,14 @@ class Turns:
         known = {c.contender.name: c for c in ready}
         before = {c.contender.name: int(c.contender.profile.samples_ns.sum()) for c in ready}
 
+        def out(candidate: Candidate) -> bool:
+            return candidate.beaten_by is not None or self.standings.leads(candidate)
+
         def progress(contenders: Sequence[Contender]) -> None:
             for candidate in ready:
                 self.keep(candidate)
             left = [
-                0.0 if self._is_done(known[c.name]) else _seconds_left(c, self.requirement, limits)
+                0.0 if out(known[c.name]) else _seconds_left(c, self.requirement, limits)
                 for c in contenders
             ]
             calls = sum(c.profile.samples_ns.size for c in contenders)

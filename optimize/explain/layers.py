@@ -28,7 +28,8 @@ from optimize.models.run import run_each
 CLEAN_DB = 100.0  # float32 holds 24 bits, 144 dB; beyond this a tensor counts as unharmed
 LEAST_DROP_DB, LEAST_ADDED = 1.0, 1e-4
 MASKED = 1e30  # from this magnitude on, a number means minus infinity, as in attention masks
-_AT_ONCE = 64  # tensors of one sample held in memory
+# Tensors of one sample held in memory: some at first, then as many as this allows for both models.
+_AT_ONCE, _HELD_BYTES = 64, 512 << 20
 _READ_MOST = 2**31 - 2**26  # larger models keep their weights in side files
 # What only moves or stores numbers is nobody's layer.
 _MOVES = frozenset(
@@ -178,15 +179,18 @@ def _ratios(
     cast: set[str] = set()
     names = list(shown)
     with tempfile.TemporaryDirectory(prefix="optimize-layers-") as folder:
-        for start in range(0, len(names), _AT_ONCE):
-            part = {name: shown[name] for name in names[start : start + _AT_ONCE]}
+        start, count = 0, _AT_ONCE
+        while start < len(names):
+            part = {name: shown[name] for name in names[start : start + count]}
             old = _showing(models[0], protos[0], [*part], Path(folder) / "before")
             new = _showing(
                 models[1], protos[1], [*dict.fromkeys(part.values())], Path(folder) / "after"
             )
-            found, others = _compare(old, new, part, samples)
+            found, others, largest = _compare(old, new, part, samples)
             ratios |= found
             cast |= others
+            start += count
+            count = max(_AT_ONCE, _HELD_BYTES // (2 * max(largest, 1)))
     return ratios, cast
 
 
@@ -211,12 +215,15 @@ def _showing(model: Model, proto: Any, tensors: Sequence[str], folder: Path) -> 
 
 def _compare(
     before: Model, after: Model, shown: Mapping[str, str], samples: Dataset
-) -> tuple[dict[str, float], set[str]]:
+) -> tuple[dict[str, float], set[str], int]:
+    """Ratios in dB, tensors with another type, and the bytes of the largest tensor."""
+    largest = 0
     signal, noise = dict.fromkeys(shown, 0.0), dict.fromkeys(shown, 0.0)
     cast: set[str] = set()
     for old, new in zip(run_each(before, samples), run_each(after, samples), strict=True):
         for name in [*signal]:
             x, y = old[name], new[shown[name]]
+            largest = max(largest, getattr(x, "nbytes", 0))
             if not _comparable(x, y):
                 del signal[name]
                 continue
@@ -226,7 +233,8 @@ def _compare(
             wide = x[known].astype(np.float64)
             signal[name] += _power(wide)
             noise[name] += _power(y[known].astype(np.float64) - wide)
-    return {name: _decibels(power, noise[name]) for name, power in signal.items()}, cast
+    ratios = {name: _decibels(power, noise[name]) for name, power in signal.items()}
+    return ratios, cast, largest
 
 
 def _comparable(x: Any, y: Any) -> bool:
