@@ -334,11 +334,12 @@ class Screening:
             return
         slow = [c for c in rows if c.verdict and c.verdict.status == "too_slow"]
         for nearest in sorted(slow, key=self._excess):
-            if nearest.accuracy is not None or limits.expired:
+            if limits.expired or nearest.accuracy is not None:
                 return
             self._evaluation.evaluate([nearest], limits)
             nearest.contender.close()
-            self._conclude(nearest)
+            if self._conclude(nearest).status == "too_slow":
+                return
 
     def _excess(self, candidate: Candidate) -> float:
         """The largest factor by which a latency budget is missed."""
@@ -349,10 +350,11 @@ class Screening:
             if budget.tail is not None
         )
 
-    def _conclude(self, candidate: Candidate) -> None:
+    def _conclude(self, candidate: Candidate) -> Verdict:
         candidate.screened = candidate.contender.profile
-        candidate.verdict = self._judge(candidate, self.requirement)
+        candidate.verdict = verdict = self._judge(candidate, self.requirement)
         candidate.speedup = self._speedup(candidate)
+        return verdict
 
     def _judge(self, candidate: Candidate, requirement: Requirement) -> Verdict:
         contender = candidate.contender

@@ -271,6 +271,7 @@ def test_a_good_accuracy_takes_all_samples(screen: Screen) -> None:
 def look(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if every call took long, so that evaluating is worth a look at the latency first."""
     monkeypatch.setattr("optimize.look.WORTH_NS", 0)
+    monkeypatch.setattr("optimize.look.LEAST_SAMPLES", 0)
 
 
 SLOW: Script = (50.0, 50.0, 2)
