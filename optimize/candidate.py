@@ -37,8 +37,7 @@ class Candidate:
         variant, model, contender: what it is, and how it is measured.
         accuracy: beside the source's; None if it was not evaluated.
         verdict: None until it was timed, or could not be.
-        confirmed: whether fresh processes have had their say.
-        raced: how it was timed beside the others, once it is confirmed.
+        raced: how it was timed beside the others, once fresh processes have had their say.
         unscreened: whether they alone decide: it led before screening could show that it holds.
         speedup: against the source, with its interval.
         kernels: all rows of its operator profile; None if there is none yet.
@@ -55,7 +54,6 @@ class Candidate:
     contender: Contender
     accuracy: Accuracy | None = None
     verdict: Verdict | None = None
-    confirmed: bool = False
     raced: Contender | None = None
     unscreened: bool = False
     speedup: tuple[float | None, float | None, float | None] = (None, None, None)
@@ -66,6 +64,11 @@ class Candidate:
     difference: str | None = None
     explanation: tuple[str, ...] = ()
     beaten_by: str | None = None
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether fresh processes have had their say."""
+        return self.raced is not None
 
     @property
     def shown(self) -> bool:

@@ -92,10 +92,7 @@ class Screening:
 
     @cached_property
     def _look(self) -> FirstLook:
-        return FirstLook(
-            self.target, self.prepared, self.request, self.requirement, self.records,
-            self._candidates[0],
-        )  # fmt: skip
+        return FirstLook(self._turns)
 
     @cached_property
     def _standings(self) -> Standings:
@@ -286,8 +283,6 @@ class Screening:
             names = ", ".join(candidate.contender.name for candidate in some)
             observer.step(done + len(heat), f"outputs of {names}")
             self._evaluation.evaluate(self._look.promising(some, limits), limits)
-            for candidate in some:
-                self._turns.keep(candidate)
             heat += some
             used += sum(c.contender.rss_bytes for c in some if c.contender.workers)
         return heat, waiting
@@ -385,7 +380,7 @@ class Screening:
     def _confirm(self, candidate: Candidate, limits: Limits, observer: Observer) -> None:
         screened = candidate.contender
         requirement = replace(self.requirement, contenders=self._share(candidate))
-        candidate.confirmed, candidate.raced = True, screened
+        candidate.raced = screened
         parts, what = self._keys.fresh(candidate), f"fresh {screened.name}"
         job = replace(screened.job, scratch=self.folder / f"fresh-{id(candidate)}")
         fresh = Contender(screened.name, job, profile=self.records.recall_profile(parts))

@@ -32,7 +32,6 @@ class _Standing:
         open: whether more calls could still decide.
         accepted: whether every budget is met.
         promising: the same, or whether more calls would probably show it.
-        rejected: whether a budget is missed.
         p99: as a multiple of the source's median, for candidates are timed at different moments.
     """
 
@@ -41,7 +40,6 @@ class _Standing:
     open: bool
     accepted: bool
     promising: bool
-    rejected: bool
     p99: RelativeReport | None
 
 
@@ -236,7 +234,6 @@ class Standings:
                 open=racing and undecided(contender, self.requirement),
                 accepted=decisions == {"accept"},
                 promising=likely == {True},
-                rejected="reject" in decisions,
                 p99=RelativeReport.of(source, contender.profile, self.request.confidence),
             )
             self._known[contender.name] = known

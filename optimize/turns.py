@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from optimize.keys import Keys
 from optimize.measure import (
     Contender,
     Limits,
+    look,
     operators,
     settled,
     time_in_turns,
@@ -55,6 +57,28 @@ class Turns:
     keys: Keys
     standings: Standings
 
+    def look(self, candidates: Sequence[Candidate], limits: Limits) -> None:
+        """Time candidates and the source for a moment, see :func:`optimize.measure.look`."""
+        everyone = [self.standings.candidates[0], *candidates]
+        with self._charged(c for c in everyone if attempt(self._get_ready, c, limits)) as ready:
+            look(
+                [candidate.contender for candidate in ready],
+                self.requirement,
+                len(self.prepared.latency),
+                limits,
+                np.random.default_rng(self.request.seed),
+            )
+            for candidate in ready:
+                self.keep(candidate)
+
+    @contextmanager
+    def _charged(self, candidates: Iterable[Candidate]) -> Iterator[list[Candidate]]:
+        """Add what their calls take meanwhile to what was spent on candidates."""
+        ready = [(c, int(c.contender.profile.samples_ns.sum())) for c in candidates]
+        yield [candidate for candidate, _ in ready]
+        for candidate, before in ready:
+            candidate.spent_s += (int(candidate.contender.profile.samples_ns.sum()) - before) / 1e9
+
     def wants(self, candidate: Candidate, limits: Limits) -> bool:
         """Whether a candidate has to be timed, or profiled, at all."""
         contender = candidate.contender
@@ -83,7 +107,6 @@ class Turns:
         """
         ready = [c for c in racing if not limits.expired and attempt(self._get_ready, c, limits)]
         known = {c.contender.name: c for c in ready}
-        before = {c.contender.name: int(c.contender.profile.samples_ns.sum()) for c in ready}
 
         def out(candidate: Candidate) -> bool:
             return candidate.beaten_by is not None or self.standings.leads(candidate)
@@ -99,21 +122,20 @@ class Turns:
             text = f"{calls} calls timed, about {sum(left):.0f} s left"
             observer.step(len(self.standings.candidates) + done - 1 + left.count(0.0), text)
 
-        time_in_turns(
-            [c.contender for c in ready if not self._settled(c, limits)],
-            self.requirement,
-            len(self.prepared.latency),
-            limits,
-            np.random.default_rng(self.request.seed),
-            progress,
-            lambda contender: self._is_done(known[contender.name]),
-            lambda contender: self.standings.waits(known[contender.name], limits),
-        )
+        with self._charged(ready):
+            time_in_turns(
+                [c.contender for c in ready if not self._settled(c, limits)],
+                self.requirement,
+                len(self.prepared.latency),
+                limits,
+                np.random.default_rng(self.request.seed),
+                progress,
+                lambda contender: self._is_done(known[contender.name]),
+                lambda contender: self.standings.waits(known[contender.name], limits),
+            )
         for candidate in ready:
             self.keep(candidate, last=True)
             self._profile_operators(candidate, limits)
-            spent = int(candidate.contender.profile.samples_ns.sum())
-            candidate.spent_s += (spent - before[candidate.contender.name]) / 1e9
 
     def _settled(self, candidate: Candidate, limits: Limits) -> bool:
         return settled(candidate.contender, self.requirement, limits)

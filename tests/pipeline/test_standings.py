@@ -117,7 +117,7 @@ def test_whom_an_earlier_run_gave_up_is_given_up_again_while_the_winner_holds(
         known.recall([a, b, c])
         assert (a.beaten_by, b.beaten_by, c.beaten_by) == ("slower than b", "slower than c", None)
         a.beaten_by = b.beaten_by = None
-        c.confirmed = True
+        c.raced = c.contender
         known.recall([a, b, c])
         assert (a.beaten_by, b.beaten_by) == (None, None)
 
