@@ -106,6 +106,7 @@ class Accuracy:
         change: value - source_value.
         change_low, change_high: paired confidence interval of the change.
         higher_is_better: which way is up.
+        provisional: whether only the first samples were evaluated, which show nothing for sure.
     """
 
     metric: str
@@ -118,13 +119,16 @@ class Accuracy:
     change_low: float
     change_high: float
     higher_is_better: bool = True
+    provisional: bool = False
 
     def meets(self, floor: Floor, strict: bool = False) -> bool | None:
-        """Whether the floor holds; None if ``strict`` and the interval leaves it open.
+        """Whether the floor holds; None if it is open: more samples, or ``strict``, may tell.
 
         By default point estimates are compared. ``strict`` demands that the worse end of the
         interval (of the value for absolute floors, of the change for drops) holds too.
         """
+        if self.provisional:
+            return None
         if not strict:
             return self._reaches(floor, self.value, self.change)
         ends = ((self.low, self.change_low), (self.high, self.change_high))

@@ -71,6 +71,11 @@ class Candidate:
         return self.raced is not None
 
     @property
+    def provisional(self) -> bool:
+        """Whether its accuracy is that of the first samples, and decides nothing."""
+        return self.accuracy is not None and self.accuracy.provisional
+
+    @property
     def shown(self) -> bool:
         """Whether it is a row of its own, and no step on the way to one."""
         return not self.variant.step
@@ -164,9 +169,8 @@ def _reason(candidate: Candidate, verdict: Verdict, samples: int) -> str:
     if verdict.status == "kept" and not candidate.confirmed:
         reason = f"by screening, {reason}"
     if accuracy and accuracy.samples < samples:
-        reason += f"; {accuracy.samples} of {samples} samples were enough to tell"
-    if verdict.status == "too_slow" and accuracy is None:
-        reason += "; its accuracy was not evaluated, for it could not change that"
+        done = "evaluated so far" if accuracy.provisional else "enough to tell"
+        reason += f"; {accuracy.samples} of {samples} samples were {done}"
     return reason
 
 

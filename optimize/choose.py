@@ -31,7 +31,8 @@ def rank(
     given = {v.chain: v for v in variants}
 
     def accuracy(v: VariantReport) -> float:
-        return sign * v.accuracy.value if v.accuracy else 0.0
+        # Against the source on the same samples: not all need have been evaluated on as many.
+        return sign * v.accuracy.change if v.accuracy else 0.0
 
     if objective == "accuracy":
         ranked = sorted(kept, key=lambda v: (accuracy(v), _tail(v)))
@@ -69,8 +70,8 @@ def frontier(
     measured = [(v, v.accuracy) for v in variants if v.latency and v.accuracy]
     best, found = float("-inf"), []
     for variant, accuracy in sorted(measured, key=lambda pair: -(pair[0].speedup or 1.0)):
-        if sign * accuracy.value > best:
-            best = sign * accuracy.value
+        if sign * accuracy.change > best:
+            best = sign * accuracy.change
             found.append(variant)
     return found
 

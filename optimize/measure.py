@@ -32,8 +32,6 @@ INFORMATIVE_CALLS = 100
 INFORMATIVE_NS = 2_000_000_000
 # Until the p99 has an upper bound at 99%, for which 459 calls are the fewest; or so long.
 COMPARED_CALLS, COMPARED_NS = 500, 20_000_000_000
-# As many blocks tell who is hopeless: 24 slow calls.
-LOOK_BLOCKS = 3
 # onnxruntime's idle threads spin on for some 50 ms and would disturb whoever is timed next.
 SPIN_NS = 50_000_000
 # What marks a block as disturbed: fixed work that took longer than usual, tasks that waited for a
@@ -65,11 +63,12 @@ class Limits:
         """Whether the deadline has passed."""
         return self.deadline is not None and time.monotonic() >= self.deadline
 
-    def halved(self) -> Limits:
-        """The same, with half of the time that is left."""
+    def part(self, share: float) -> Limits:
+        """The same, with a share of the time that is left."""
         if self.deadline is None:
             return self
-        return replace(self, deadline=(self.deadline + time.monotonic()) / 2)
+        now = time.monotonic()
+        return replace(self, deadline=now + share * (self.deadline - now))
 
     def exhausted(self, profile: Profile) -> bool:
         """Whether a variant has had its share of calls."""
@@ -233,36 +232,6 @@ def time_in_turns(
         progress(contenders)
         active = [c for c in active if not settled(c, requirement, limits)]
         active = _still_open(active, requirement, beaten)
-
-
-def look(
-    contenders: Sequence[Contender],
-    requirement: Requirement,
-    sample_count: int,
-    limits: Limits,
-    rng: np.random.Generator,
-) -> None:
-    """Time all contenders in turns for a moment; on for those that show themselves too slow.
-
-    These are timed until they are settled, so that their workers are needed no more.
-    """
-    canaries: list[int] = []
-    lead = lead_ns(contenders)
-    active = [c for c in contenders if c.error is None]
-    turn = 0
-    while any(not c.reference for c in active) and not limits.expired:
-        for index in rng.permutation(len(active)):
-            time_block(active[index], sample_count, limits, rng, canaries, lead)
-        turn += 1
-        if turn >= LOOK_BLOCKS:
-            active = [c for c in active if c.reference or _goes_on(c, requirement)]
-
-
-def _goes_on(contender: Contender, requirement: Requirement) -> bool:
-    """Whether a contender is rejected, and not yet timed for long enough to be shown."""
-    evidence = weigh(contender.profile, requirement)
-    slow = any(item.decision == "reject" for item in evidence)
-    return slow and contender.error is None and undecided(contender, requirement)
 
 
 def _still_open(

@@ -20,7 +20,6 @@ from optimize.confirm import FRESH_PROCESSES, Confirmation, processes
 from optimize.evaluate import Evaluation
 from optimize.explain import Explainer, Subject
 from optimize.keys import Keys
-from optimize.look import FirstLook
 from optimize.measure import (
     Contender,
     Limits,
@@ -37,7 +36,9 @@ from optimize.targets.serving import serving
 from optimize.turns import Turns
 
 MEMORY_SHARE = 0.5
-MOST_AT_ONCE = 16
+MOST_AT_ONCE = 32
+# Evaluating may take so much of the time that is left, before anything is timed.
+EVALUATE_SHARE = 0.5
 
 
 class Observer(Protocol):
@@ -91,10 +92,6 @@ class Screening:
         )  # fmt: skip
 
     @cached_property
-    def _look(self) -> FirstLook:
-        return FirstLook(self._turns)
-
-    @cached_property
     def _standings(self) -> Standings:
         return Standings(self._candidates, self.request, self.requirement, self.records, self._keys)
 
@@ -117,6 +114,7 @@ class Screening:
         observer.stage("evaluate and time", 2 * len(self._candidates))
         self._evaluation.check_source(limits)
         self._measure(self._candidates[1:], limits, observer)
+        self._settle(limits.part(EVALUATE_SHARE), observer)
 
     def evaluate(self, variant: Variant, limits: Limits) -> VariantReport:
         """Evaluate one more variant, after :meth:`measure`; it is timed by :meth:`time_rest`.
@@ -124,7 +122,7 @@ class Screening:
         It must be among the ``contenders``, whose number the error is shared by from the start.
         """
         candidate = self._add(variant)
-        self._evaluation.evaluate([candidate], limits)
+        self._evaluation.evaluate([candidate], limits, whole=not self.request.everything)
         if not (candidate.contender.judged or self.request.everything):
             candidate.contender.close()
         return self._row(candidate)
@@ -138,6 +136,7 @@ class Screening:
         ]
         if rest:
             self._time(rest, limits, observer, 0)
+        self._settle(limits, observer)
 
     def measure_more(self, variants: Sequence[Variant], limits: Limits, observer: Observer) -> None:
         """Evaluate and time further variants, after :meth:`measure`.
@@ -146,6 +145,7 @@ class Screening:
         ``contenders``.
         """
         self._measure([self._add(variant) for variant in variants], limits, observer)
+        self._settle(limits, observer)
 
     def outcome(self, name: str) -> Outcome | None:
         """What a search learns from a variant; None if it was not measured.
@@ -183,7 +183,9 @@ class Screening:
 
         If none is left that holds, what was given up for one that did not is timed on.
         """
+        self._go_on(limits, observer)
         for _ in range(2 * len(self._candidates)):  # each is confirmed once, and may fall once
+            self._settle_best(limits, observer)
             best = self._best(limits)
             if best is not None:
                 observer.stage(f"confirm {best.variant.name}", FRESH_PROCESSES)
@@ -193,7 +195,7 @@ class Screening:
                     return
             if not self._revive(limits, observer) and best is None:
                 break
-        self._evaluate_nearest(limits)
+        self._evaluate_nearest(limits, observer)
 
     def rows(self) -> list[VariantReport]:
         """What is known now about every variant that was built."""
@@ -261,7 +263,8 @@ class Screening:
         done = 1
         while True:
             heat, waiting = self._open_heat(waiting, limits, observer, done)
-            self._time(heat, limits, observer, done)
+            share = len(heat) / max(1, len(heat) + len(waiting))
+            self._time(heat, limits.part(share), observer, done)
             done += len(heat)
             if not waiting:
                 return
@@ -270,7 +273,7 @@ class Screening:
         self, waiting: Sequence[Candidate], limits: Limits, observer: Observer, done: int
     ) -> tuple[list[Candidate], Sequence[Candidate]]:
         """Evaluate candidates, workers kept, until memory or the time left is half used."""
-        share = limits.halved()
+        share = limits.part(EVALUATE_SHARE)
         memory = self.target.device().memory_bytes or 8 << 30
         heat: list[Candidate] = []
         used = self._candidates[0].contender.rss_bytes
@@ -282,7 +285,7 @@ class Screening:
             some, waiting = waiting[:count], waiting[count:]
             names = ", ".join(candidate.contender.name for candidate in some)
             observer.step(done + len(heat), f"outputs of {names}")
-            self._evaluation.evaluate(self._look.promising(some, limits), limits)
+            self._evaluation.evaluate(some, limits)
             heat += some
             used += sum(c.contender.rss_bytes for c in some if c.contender.workers)
         return heat, waiting
@@ -307,6 +310,18 @@ class Screening:
             source.contender.close()
             source.contender = confirmed
 
+    def _go_on(self, limits: Limits, observer: Observer) -> None:
+        """If nobody can be confirmed, spend half of the time left for it on who is undecided."""
+        if limits.expired or self._best(limits) is not None:
+            return
+        for candidate in self._candidates[1:]:
+            if candidate.contender.error == LATE:
+                candidate.contender.error = candidate.verdict = None
+        left = [c for c in self._candidates[1:] if c.shown and self._turns.wants(c, limits)]
+        if left:
+            observer.stage("evaluate and time", 2 * len(left))
+            self._measure(left, limits.part(EVALUATE_SHARE), observer)
+
     def _revive(self, limits: Limits, observer: Observer) -> bool:
         """Time on what was beaten by a variant that did not hold; whether there was anything."""
         beaten = [c for c in self._candidates if c.beaten_by is not None and not c.confirmed]
@@ -319,21 +334,52 @@ class Screening:
 
     # Verdicts.
 
-    def _evaluate_nearest(self, limits: Limits) -> None:
-        """Evaluate what came nearest to the budgets, if nothing holds: it may be inaccurate, too.
+    def _settle(self, limits: Limits, observer: Observer) -> None:
+        """Evaluate on all samples who is provisional, if it matters: the best, or all compared."""
+        if self.request.everything or self.request.objective == "accuracy":
+            self._complete(self._candidates, limits, observer)
+        else:
+            self._settle_best(limits, observer)
 
-        Who was seen to be too slow was not evaluated.
-        """
+    def _settle_best(self, limits: Limits, observer: Observer) -> None:
+        """Evaluate who would be confirmed on all samples; if it falls, whom it beat is back."""
+        while (best := self._best(limits)) is not None and best.provisional:
+            self._complete([best], limits, observer)
+            if best.provisional:
+                return  # no time, or it failed
+            if best.verdict and best.verdict.status == "inaccurate":
+                before = set(map(str, best.variant.chain.prefixes()))
+                steps = [c for c in self._candidates if str(c.variant.chain) in before]
+                self._complete(steps, limits, observer)  # to show which pass lost it
+                self._revive(limits, observer)
+
+    def _complete(
+        self, candidates: Sequence[Candidate], limits: Limits, observer: Observer
+    ) -> None:
+        """Evaluate candidates on the rest of the samples, the fastest first."""
+        todo = [c for c in candidates if c.provisional and c.contender.error is None]
+        todo.sort(key=lambda c: c.contender.call_ns)
+        count = self._evaluation.side_by_side
+        while todo and not limits.expired:
+            some, todo = todo[:count], todo[count:]
+            observer.step(0, f"all outputs of {', '.join(c.contender.name for c in some)}")
+            self._evaluation.evaluate(some, limits, whole=True)
+            for candidate in {id(c): c for c in [self._candidates[0], *some]}.values():
+                candidate.contender.close()
+                if not candidate.confirmed:
+                    self._conclude(candidate)
+
+    def _evaluate_nearest(self, limits: Limits, observer: Observer) -> None:
+        """Evaluate what came nearest to the budgets, if nothing holds: it may be inaccurate."""
         rows = [c for c in self._candidates if c.shown and c.verdict]
         if any(c.verdict and c.verdict.status in ("kept", "undecided") for c in rows):
             return
         slow = [c for c in rows if c.verdict and c.verdict.status == "too_slow"]
         for nearest in sorted(slow, key=self._excess):
-            if limits.expired or nearest.accuracy is not None:
+            if limits.expired or not nearest.provisional:
                 return
-            self._evaluation.evaluate([nearest], limits)
-            nearest.contender.close()
-            if self._conclude(nearest).status == "too_slow":
+            self._complete([nearest], limits, observer)
+            if nearest.verdict and nearest.verdict.status == "too_slow":
                 return
 
     def _excess(self, candidate: Candidate) -> float:

@@ -17,7 +17,6 @@ from optimize.keys import Keys
 from optimize.measure import (
     Contender,
     Limits,
-    look,
     operators,
     settled,
     time_in_turns,
@@ -56,20 +55,6 @@ class Turns:
     records: Records
     keys: Keys
     standings: Standings
-
-    def look(self, candidates: Sequence[Candidate], limits: Limits) -> None:
-        """Time candidates and the source for a moment, see :func:`optimize.measure.look`."""
-        everyone = [self.standings.candidates[0], *candidates]
-        with self._charged(c for c in everyone if attempt(self._get_ready, c, limits)) as ready:
-            look(
-                [candidate.contender for candidate in ready],
-                self.requirement,
-                len(self.prepared.latency),
-                limits,
-                np.random.default_rng(self.request.seed),
-            )
-            for candidate in ready:
-                self.keep(candidate)
 
     @contextmanager
     def _charged(self, candidates: Iterable[Candidate]) -> Iterator[list[Candidate]]:

@@ -499,7 +499,7 @@ def test_limits_expire_at_their_deadline() -> None:
 
 def test_half_of_the_time_left() -> None:
     now = time.monotonic()
-    halved = Limits(deadline=now + 1000, max_samples=7).halved()
+    halved = Limits(deadline=now + 1000, max_samples=7).part(0.5)
     assert halved.deadline == pytest.approx(now + 500, abs=60)
     assert halved.max_samples == 7
-    assert Limits().halved() == Limits()
+    assert Limits().part(0.5) == Limits()

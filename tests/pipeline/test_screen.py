@@ -268,46 +268,105 @@ def test_a_good_accuracy_takes_all_samples(screen: Screen) -> None:
 
 
 @pytest.fixture
-def look(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if every call took long, so that evaluating is worth a look at the latency first."""
-    monkeypatch.setattr("optimize.look.WORTH_NS", 0)
-    monkeypatch.setattr("optimize.look.LEAST_SAMPLES", 0)
+def in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if every call took so long that most samples are better left for later."""
+    monkeypatch.setattr("optimize.evaluate.PART_S", -1.0)
 
 
 SLOW: Script = (50.0, 50.0, 2)
 
 
-@pytest.mark.usefixtures("look")
-def test_who_is_far_too_slow_is_not_evaluated_and_says_so(screen: Screen) -> None:
+@pytest.mark.usefixtures("in_parts")
+def test_only_who_is_chosen_is_evaluated_on_all_samples(screen: Screen) -> None:
     report = screen(Target({"variant-1": SLOW, "variant-2": FAST}))
-    slow, fast = report.variant(FOLD), report.variant(STATIC)
+    slow, fast, source = (report.variant(name) for name in (FOLD, STATIC, "source"))
+    total = report.data.evaluation_samples
     assert report.chosen == STATIC
     assert fast.accuracy is not None
-    assert (slow.status, slow.accuracy) == ("too_slow", None)
-    assert slow.reason.endswith("; its accuracy was not evaluated, for it could not change that")
-    assert 24 <= calls(slow) <= 120
-    assert slow.operators != ()
+    assert fast.accuracy.samples == total
+    assert slow.status == "too_slow"
+    assert slow.accuracy is not None
+    assert slow.accuracy.samples == total // 5
+    assert slow.reason.endswith(f"; {total // 5} of {total} samples were evaluated so far")
+    assert source.status in ("kept", "skipped")
+    whole = screen(Target({"variant-2": FAST}), everything=True)
+    assert {v.accuracy.samples for v in whole.variants if v.accuracy} == {total}
+    # In two parts or in one: the same outputs, compared with the same.
+    again = whole.variant(STATIC).accuracy
+    assert again is not None
+    assert (again.value, again.change_low) == (fast.accuracy.value, fast.accuracy.change_low)
 
 
-@pytest.mark.usefixtures("look")
+@pytest.mark.usefixtures("in_parts")
+def test_what_only_a_part_of_the_samples_shows_is_never_kept(
+    screen: Screen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("optimize.screen.Screening._complete", lambda *_: None)
+    report = screen(Target({"variant-1": SLOW, "variant-2": FAST}))
+    row = report.variant(STATIC)
+    assert report.chosen is None
+    assert row.status == "undecided"
+    assert "may miss the floor" in row.reason
+
+
+@pytest.mark.usefixtures("in_parts")
+def test_a_winner_that_proves_inaccurate_gives_way_to_whom_it_beat(
+    screen: Screen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first part does not show it beyond doubt: here nothing does."""
+    monkeypatch.setattr("optimize.evaluate.HOPELESS_ERROR", 0.0)
+    hopeless = str(Chain.parse(HOPELESS))
+    chains = tuple(map(Chain.parse, (FOLD, HOPELESS)))
+    target = Target({"variant-1": (6.0, 6.0, 2), "variant-2": FAST})
+    report = screen(target, chains=chains, metric="cosine", floor=Floor.parse("cosine=0.999"))
+    assert report.variant(hopeless).status == "inaccurate"
+    assert report.chosen == FOLD
+    assert calls(report.variant(FOLD)) > 500
+
+
+@pytest.mark.usefixtures("in_parts")
 def test_if_nothing_holds_the_nearest_miss_is_evaluated(screen: Screen) -> None:
     slower, source = (60.0, 60.0, 2), {"variant-0": (70.0, 70.0, 2)}
     report = screen(Target({**source, "variant-1": slower, "variant-2": SLOW}))
-    assert report.variant(FOLD).accuracy is None
-    assert report.variant(STATIC).accuracy is not None
+    total = report.data.evaluation_samples
+    far, near = report.variant(FOLD).accuracy, report.variant(STATIC).accuracy
+    assert far is not None
+    assert near is not None
+    assert (far.samples, near.samples) == (total // 5, total)
     assert report.nearest_miss is not None
     assert report.nearest_miss.startswith(STATIC)
     # One that is inaccurate besides is no near miss; the next is evaluated, too.
     chains = tuple(map(Chain.parse, (FOLD, HOPELESS)))
     report = screen(Target({**source, "variant-1": slower, "variant-2": SLOW}), chains=chains)
     assert report.variant(str(Chain.parse(HOPELESS))).status == "inaccurate"
-    assert report.variant(FOLD).accuracy is not None
+    nearest = report.variant(FOLD).accuracy
+    assert nearest is not None
+    assert nearest.samples == total
 
 
-@pytest.mark.usefixtures("look")
-def test_a_comparison_evaluates_who_is_too_slow(screen: Screen) -> None:
-    report = screen(Target({"variant-1": SLOW, "variant-2": FAST}), everything=True)
-    assert report.variant(FOLD).accuracy is not None
+@pytest.mark.usefixtures("in_parts")
+def test_a_second_run_evaluates_nothing_again(screen: Screen, tmp_path: Path) -> None:
+    scripts = {"variant-1": SLOW, "variant-2": FAST}
+    first = screen(Target(scripts), cache=tmp_path / "cache")
+    again = screen(Target(scripts), cache=tmp_path / "cache", floor=Floor.parse("drop=0.05"))
+    assert [(v.chain, v.status, v.accuracy) for v in again.variants] == [
+        (v.chain, v.status, v.accuracy) for v in first.variants
+    ]
+
+
+def test_what_missed_one_floor_is_evaluated_anew_for_another(
+    screen: Screen, tmp_path: Path
+) -> None:
+    """A part of the samples was enough to tell for the first floor, and says nothing of others."""
+    chains = (Chain.parse(HOPELESS),)
+    first = screen(Target({}), chains=chains, cache=tmp_path / "cache").variants[1]
+    other = screen(
+        Target({}), chains=chains, cache=tmp_path / "cache", floor=Floor.parse("drop=0.95")
+    ).variants[1]
+    assert first.accuracy is not None
+    assert other.accuracy is not None
+    assert first.accuracy.samples < 100
+    assert other.accuracy.samples > 300
 
 
 def test_who_leads_is_confirmed_by_fresh_processes_alone(screen: Screen) -> None:
@@ -335,9 +394,10 @@ def test_who_is_not_evaluated_in_half_of_the_time_has_its_turn_later(
     screen: Screen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Evaluating ends for the time being when half of what is left is used; then it goes on."""
-    monkeypatch.setattr(Limits, "halved", lambda limits: replace(limits, deadline=0.0))
+    monkeypatch.setattr("optimize.screen.EVALUATE_SHARE", 0.0)
     monkeypatch.setattr("optimize.evaluate.Evaluation.side_by_side", 1)
-    report = screen(Target({"variant-1": (6.0, 6.0, 2), "variant-2": FAST}))
+    target = Target({"variant-1": (6.0, 6.0, 2), "variant-2": FAST})
+    report = screen(target, time_limit_s=600.0)
     assert report.chosen == STATIC
     assert all(row.accuracy for row in report.variants)
     assert calls(report.variant(FOLD)) > 100
