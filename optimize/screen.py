@@ -20,10 +20,7 @@ from optimize.confirm import FRESH_PROCESSES, Confirmation, processes
 from optimize.evaluate import Evaluation
 from optimize.explain import Explainer, Subject
 from optimize.keys import Keys
-from optimize.measure import (
-    Contender,
-    Limits,
-)
+from optimize.measure import INFORMATIVE_CALLS, Contender, Limits
 from optimize.prepare import Prepared
 from optimize.records import Records
 from optimize.report import VariantReport
@@ -263,8 +260,9 @@ class Screening:
         done = 1
         while True:
             heat, waiting = self._open_heat(waiting, limits, observer, done)
-            share = len(heat) / max(1, len(heat) + len(waiting))
-            self._time(heat, limits.part(share), observer, done)
+            part = limits.part(len(heat) / max(1, len(heat) + len(waiting)))
+            self._settle_front(heat, part, observer, done)
+            self._time(heat, part, observer, done)
             done += len(heat)
             if not waiting:
                 return
@@ -333,6 +331,31 @@ class Screening:
         return True
 
     # Verdicts.
+
+    def _settle_front(
+        self, heat: Sequence[Candidate], limits: Limits, observer: Observer, done: int
+    ) -> None:
+        """Evaluate the fastest on all samples until one of them is accurate.
+
+        A few calls tell who is fast. Who is slower will be beaten, and who is inaccurate shall not
+        run against the others.
+        """
+        open_ = [c for c in heat if c.provisional and c.shown]
+        if self.request.everything or self.request.objective != "latency" or not open_:
+            return
+        racing = [self._candidates[0], *(c for c in heat if self._turns.wants(c, limits))]
+        few = replace(limits, max_samples=INFORMATIVE_CALLS, min_seconds=0.0)
+        with self.records.alone(limits.deadline):
+            self._turns.race(racing, few, observer, done)
+        open_ = [c for c in open_ if self._judge(c, self.requirement).status == "undecided"]
+        open_.sort(key=lambda c: float(np.median(c.contender.profile.samples_ns)))
+        count = self._evaluation.side_by_side
+        while open_ and not limits.expired:
+            some, open_ = open_[:count], open_[count:]
+            observer.step(done, f"all outputs of {', '.join(c.contender.name for c in some)}")
+            self._evaluation.evaluate(some, limits, whole=True)
+            if any(c.contender.judged and not c.provisional for c in some):
+                return
 
     def _settle(self, limits: Limits, observer: Observer) -> None:
         """Evaluate on all samples who is provisional, if it matters: the best, or all compared."""

@@ -43,10 +43,10 @@ class _Standing:
     p99: RelativeReport | None
 
 
-def _bounded(candidate: Candidate) -> bool:
+def _bounded(candidate: Candidate, times: int = 1) -> bool:
     """Whether it was timed until its p99 has bounds, or long enough for a slow model."""
     samples = candidate.contender.profile.samples_ns
-    return samples.size >= COMPARED_CALLS or int(samples.sum()) >= COMPARED_NS
+    return samples.size >= times * COMPARED_CALLS or int(samples.sum()) >= times * COMPARED_NS
 
 
 @dataclass
@@ -70,8 +70,9 @@ class Standings:
         """Whether another variant meets the budgets, and this one does not promise to be faster.
 
         By its bounds it could be faster by 3% at most, or 500 calls show it slower at the median
-        and not faster by more in the tail (100, if it is much slower in both): more of them would
-        hardly change what is chosen. Where everything is compared only bounds count, without
+        and not faster by more in the tail (100, if it is much slower in both; 1,000 for one that is
+        slower at the median alone, if its tail is not surely faster): more of them would hardly
+        change what is chosen. Where everything is compared only bounds count, without
         those 3%, and those of what was shown to meet the budgets; else it is enough that the other
         one will probably.
         """
@@ -155,7 +156,11 @@ class Standings:
         self, candidate: Candidate, own: RelativeReport, theirs: RelativeReport
     ) -> bool:
         if _bounded(candidate):
-            return own.p50 >= theirs.p50 and own.p99 >= TIE * theirs.p99
+            alike = own.p99 >= TIE * theirs.p99
+            if _bounded(candidate, times=2):
+                upper, lower = own.p99_upper, theirs.p99_lower
+                alike |= upper is None or lower is None or upper >= lower
+            return own.p50 >= theirs.p50 and alike
         few = candidate.contender.profile.samples_ns.size < INFORMATIVE_CALLS
         ratio = max(theirs.p50 / own.p50, theirs.p99 / own.p99)
         return not few and self._may_stop(candidate) and ratio < MUCH_FASTER
