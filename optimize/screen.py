@@ -340,22 +340,27 @@ class Screening:
         A few calls tell who is fast. Who is slower will be beaten, and who is inaccurate shall not
         run against the others.
         """
-        open_ = [c for c in heat if c.provisional and c.shown]
-        if self.request.everything or self.request.objective != "latency" or not open_:
+        if self.request.everything or self.request.objective != "latency":
             return
-        racing = [self._candidates[0], *(c for c in heat if self._turns.wants(c, limits))]
+        self._standings.recall([self._candidates[0], *heat])
         few = replace(limits, max_samples=INFORMATIVE_CALLS, min_seconds=0.0)
-        with self.records.alone(limits.deadline):
-            self._turns.race(racing, few, observer, done)
-        open_ = [c for c in open_ if self._judge(c, self.requirement).status == "undecided"]
-        open_.sort(key=lambda c: float(np.median(c.contender.profile.samples_ns)))
-        count = self._evaluation.side_by_side
-        while open_ and not limits.expired:
-            some, open_ = open_[:count], open_[count:]
+        racing = [c for c in heat if c.provisional and c.shown and self._turns.wants(c, few)]
+        if racing:
+            with self.records.alone(limits.deadline):
+                self._turns.race([self._candidates[0], *racing], few, observer, done)
+        left = [c for c in heat if c.shown and c.beaten_by is None and self._may_hold(c)]
+        left.sort(key=lambda c: float(np.median(c.contender.profile.samples_ns)))
+        while left and left[0].provisional and not limits.expired:
+            some = [c for c in left if c.provisional][: self._evaluation.side_by_side]
             observer.step(done, f"all outputs of {', '.join(c.contender.name for c in some)}")
             self._evaluation.evaluate(some, limits, whole=True)
-            if any(c.contender.judged and not c.provisional for c in some):
-                return
+            left = [c for c in left if self._may_hold(c)]
+
+    def _may_hold(self, candidate: Candidate) -> bool:
+        """Whether it was timed, and may still prove fast and accurate enough."""
+        timed = candidate.contender.profile.samples_ns.size > 0
+        verdict = self._judge(candidate, self.requirement)
+        return timed and verdict.status in ("kept", "undecided")
 
     def _settle(self, limits: Limits, observer: Observer) -> None:
         """Evaluate on all samples who is provisional, if it matters: the best, or all compared."""

@@ -67,9 +67,11 @@ class Target(LocalTarget):
         self._variants = variants
         self._fresh = fresh
         self._first = ""
+        self.started = 0
 
     def start(self, job: Job, timeout_s: float) -> tuple[Any, dict[str, Any]]:
         worker, ready = super().start(job, timeout_s)
+        self.started += 1
         place = job.scratch.parent.name
         script = self._variants.get(place, (10.0, 10.0, 2))
         if place.startswith("fresh") and self._fresh:
@@ -301,7 +303,8 @@ def test_only_who_is_chosen_is_evaluated_on_all_samples(screen: Screen) -> None:
 def test_what_only_a_part_of_the_samples_shows_is_never_kept(
     screen: Screen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("optimize.screen.Screening._complete", lambda *_: None)
+    for step in ("_complete", "_settle_front"):
+        monkeypatch.setattr(f"optimize.screen.Screening.{step}", lambda *_: None)
     report = screen(Target({"variant-1": SLOW, "variant-2": FAST}))
     row = report.variant(STATIC)
     assert report.chosen is None
@@ -348,7 +351,9 @@ def test_if_nothing_holds_the_nearest_miss_is_evaluated(screen: Screen) -> None:
 def test_a_second_run_evaluates_nothing_again(screen: Screen, tmp_path: Path) -> None:
     scripts = {"variant-1": SLOW, "variant-2": FAST}
     first = screen(Target(scripts), cache=tmp_path / "cache")
-    again = screen(Target(scripts), cache=tmp_path / "cache", floor=Floor.parse("drop=0.05"))
+    target = Target(scripts)
+    again = screen(target, cache=tmp_path / "cache")
+    assert target.started == 0
     assert [(v.chain, v.status, v.accuracy) for v in again.variants] == [
         (v.chain, v.status, v.accuracy) for v in first.variants
     ]
