@@ -10,22 +10,23 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from optimize.budgets.profile import Profile, paired_ratio
-from optimize.budgets.verdict import Requirement, Status, Verdict, judge
+from optimize.budgets.profile import Profile
+from optimize.budgets.verdict import Requirement
 from optimize.build import Variant
-from optimize.candidate import LATE, Candidate, row
+from optimize.candidate import LATE, Candidate
 from optimize.child import Child, Children
-from optimize.choose import rank
 from optimize.confirm import FRESH_PROCESSES, Confirmation, processes
 from optimize.evaluate import Evaluation
 from optimize.explain import Explainer, Subject
+from optimize.judging import Judging
 from optimize.keys import Keys
-from optimize.measure import INFORMATIVE_CALLS, Contender, Limits
+from optimize.measure import Contender, Limits
 from optimize.prepare import Prepared
 from optimize.records import Records
 from optimize.report import VariantReport
 from optimize.request import Request
 from optimize.search import Outcome
+from optimize.settle import Settling
 from optimize.standings import Standings
 from optimize.targets.base import Settings, Target
 from optimize.targets.inputs import write_inputs
@@ -99,6 +100,16 @@ class Screening:
             self._standings,
         )  # fmt: skip
 
+    @cached_property
+    def _judging(self) -> Judging:
+        return Judging(
+            self._candidates, self.request, self.prepared, self.requirement, self._standings
+        )
+
+    @cached_property
+    def _settling(self) -> Settling:
+        return Settling(self._judging, self._evaluation, self._turns)
+
     def measure(self, variants: Sequence[Variant], limits: Limits, observer: Observer) -> None:
         """Evaluate and time the source and all variants, as many at once as memory allows.
 
@@ -122,7 +133,7 @@ class Screening:
         self._evaluation.evaluate([candidate], limits, whole=not self.request.everything)
         if not (candidate.contender.judged or self.request.everything):
             candidate.contender.close()
-        return self._row(candidate)
+        return self._judging.row(candidate)
 
     def time_rest(self, limits: Limits, observer: Observer) -> None:
         """Time what :meth:`evaluate` has added and found worth it."""
@@ -182,8 +193,8 @@ class Screening:
         """
         self._go_on(limits, observer)
         for _ in range(2 * len(self._candidates)):  # each is confirmed once, and may fall once
-            self._settle_best(limits, observer)
-            best = self._best(limits)
+            self._settling.best(limits, observer, lambda: self._revive(limits, observer))
+            best = self._judging.best(limits)
             if best is not None:
                 observer.stage(f"confirm {best.variant.name}", FRESH_PROCESSES)
                 self._confirm(best, limits, observer)
@@ -192,15 +203,15 @@ class Screening:
                     return
             if not self._revive(limits, observer) and best is None:
                 break
-        self._evaluate_nearest(limits, observer)
+        self._settling.nearest(limits, observer)
 
     def rows(self) -> list[VariantReport]:
         """What is known now about every variant that was built."""
-        return [self._row(c) for c in self._candidates if c.shown]
+        return [self._judging.row(c) for c in self._candidates if c.shown]
 
     def prospects(self) -> list[VariantReport]:
         """The same, where who will probably be kept counts as such; fresh processes are to tell."""
-        return [self._prospect(c) for c in self._candidates if c.shown]
+        return [self._judging.prospect(c) for c in self._candidates if c.shown]
 
     def profiles(self) -> dict[str, Profile]:
         """What was measured of every variant, as its row shows it."""
@@ -261,7 +272,7 @@ class Screening:
         while True:
             heat, waiting = self._open_heat(waiting, limits, observer, done)
             part = limits.part(len(heat) / max(1, len(heat) + len(waiting)))
-            self._settle_front(heat, part, observer, done)
+            self._settling.front(heat, part, observer, done)
             self._time(heat, part, observer, done)
             done += len(heat)
             if not waiting:
@@ -300,17 +311,17 @@ class Screening:
             with self.records.alone(limits.deadline):
                 self._turns.race([source, *racing], limits, observer, done)
         for candidate in heat:
-            self._conclude(candidate)
+            self._judging.conclude(candidate)
             candidate.contender.close()
         if source.raced is None:
-            self._conclude(source)
+            self._judging.conclude(source)
         else:  # its verdict is that of the fresh processes
             source.contender.close()
             source.contender = confirmed
 
     def _go_on(self, limits: Limits, observer: Observer) -> None:
         """If nobody can be confirmed, spend half of the time left for it on who is undecided."""
-        if limits.expired or self._best(limits) is not None:
+        if limits.expired or self._judging.best(limits) is not None:
             return
         for candidate in self._candidates[1:]:
             if candidate.contender.error == LATE:
@@ -332,124 +343,12 @@ class Screening:
 
     # Verdicts.
 
-    def _settle_front(
-        self, heat: Sequence[Candidate], limits: Limits, observer: Observer, done: int
-    ) -> None:
-        """Evaluate the fastest on all samples until one of them is accurate.
-
-        A few calls tell who is fast. Who is slower will be beaten, and who is inaccurate shall not
-        run against the others.
-        """
-        if self.request.everything or self.request.objective != "latency":
-            return
-        self._standings.recall([self._candidates[0], *heat])
-        few = replace(limits, max_samples=INFORMATIVE_CALLS, min_seconds=0.0)
-        racing = [c for c in heat if c.provisional and c.shown and self._turns.wants(c, few)]
-        if racing:
-            with self.records.alone(limits.deadline):
-                self._turns.race([self._candidates[0], *racing], few, observer, done)
-        left = [c for c in heat if c.shown and c.beaten_by is None and self._may_hold(c)]
-        left.sort(key=lambda c: float(np.median(c.contender.profile.samples_ns)))
-        while left and left[0].provisional and not limits.expired:
-            some = [c for c in left if c.provisional][: self._evaluation.side_by_side]
-            observer.step(done, f"all outputs of {', '.join(c.contender.name for c in some)}")
-            self._evaluation.evaluate(some, limits, whole=True)
-            left = [c for c in left if self._may_hold(c)]
-
-    def _may_hold(self, candidate: Candidate) -> bool:
-        """Whether it was timed, and may still prove fast and accurate enough."""
-        timed = candidate.contender.profile.samples_ns.size > 0
-        verdict = self._judge(candidate, self.requirement)
-        return timed and verdict.status in ("kept", "undecided")
-
     def _settle(self, limits: Limits, observer: Observer) -> None:
         """Evaluate on all samples who is provisional, if it matters: the best, or all compared."""
         if self.request.everything or self.request.objective == "accuracy":
-            self._complete(self._candidates, limits, observer)
+            self._settling.complete(self._candidates, limits, observer)
         else:
-            self._settle_best(limits, observer)
-
-    def _settle_best(self, limits: Limits, observer: Observer) -> None:
-        """Evaluate who would be confirmed on all samples; if it falls, whom it beat is back."""
-        while (best := self._best(limits)) is not None and best.provisional:
-            self._complete([best], limits, observer)
-            if best.provisional:
-                return  # no time, or it failed
-            if best.verdict and best.verdict.status == "inaccurate":
-                before = set(map(str, best.variant.chain.prefixes()))
-                steps = [c for c in self._candidates if str(c.variant.chain) in before]
-                self._complete(steps, limits, observer)  # to show which pass lost it
-                self._revive(limits, observer)
-
-    def _complete(
-        self, candidates: Sequence[Candidate], limits: Limits, observer: Observer
-    ) -> None:
-        """Evaluate candidates on the rest of the samples, the fastest first."""
-        todo = [c for c in candidates if c.provisional and c.contender.error is None]
-        todo.sort(key=lambda c: c.contender.call_ns)
-        count = self._evaluation.side_by_side
-        while todo and not limits.expired:
-            some, todo = todo[:count], todo[count:]
-            observer.step(0, f"all outputs of {', '.join(c.contender.name for c in some)}")
-            self._evaluation.evaluate(some, limits, whole=True)
-            for candidate in {id(c): c for c in [self._candidates[0], *some]}.values():
-                candidate.contender.close()
-                if not candidate.confirmed:
-                    self._conclude(candidate)
-
-    def _evaluate_nearest(self, limits: Limits, observer: Observer) -> None:
-        """Evaluate what came nearest to the budgets, if nothing holds: it may be inaccurate."""
-        rows = [c for c in self._candidates if c.shown and c.verdict]
-        if any(c.verdict and c.verdict.status in ("kept", "undecided") for c in rows):
-            return
-        slow = [c for c in rows if c.verdict and c.verdict.status == "too_slow"]
-        for nearest in sorted(slow, key=self._excess):
-            if limits.expired or not nearest.provisional:
-                return
-            self._complete([nearest], limits, observer)
-            if nearest.verdict and nearest.verdict.status == "too_slow":
-                return
-
-    def _excess(self, candidate: Candidate) -> float:
-        """The largest factor by which a latency budget is missed."""
-        profile = candidate.contender.profile
-        return max(
-            profile.percentile_ns(1 - budget.tail) / budget.limit
-            for budget in self.request.budgets
-            if budget.tail is not None
-        )
-
-    def _conclude(self, candidate: Candidate) -> Verdict:
-        candidate.screened = candidate.contender.profile
-        candidate.verdict = verdict = self._judge(candidate, self.requirement)
-        candidate.speedup = self._speedup(candidate)
-        return verdict
-
-    def _judge(self, candidate: Candidate, requirement: Requirement) -> Verdict:
-        contender = candidate.contender
-        if contender.error == LATE:
-            return Verdict("undecided", LATE)
-        if contender.error is not None:
-            return Verdict("failed", contender.error)
-        size = candidate.model.size_bytes
-        verdict = judge(contender.profile, candidate.accuracy, size, requirement)
-        if verdict.status == "undecided" and candidate.beaten_by is not None:
-            status: Status = "undecided" if self.request.everything else "skipped"
-            reason = f"not timed to the end: {candidate.beaten_by}; so far {verdict.reason}"
-            return replace(verdict, status=status, reason=reason)
-        return verdict
-
-    def _best(self, limits: Limits) -> Candidate | None:
-        """The best that fresh processes have not had yet, of who is kept or will probably be.
-
-        For who is not shown to hold there must be time to show it.
-        """
-        eligible = self._candidates[1:] if self.request.reference_only else self._candidates
-        known = {c.variant.name: c for c in eligible if not c.confirmed and c.shown}
-        higher = self.prepared.metric.higher_is_better
-        row_of = self._row if limits.expired else self._prospect
-        ranked = rank(list(map(row_of, known.values())), self.request.objective, higher)
-        return known[ranked[0].chain] if ranked else None
+            self._settling.best(limits, observer, lambda: self._revive(limits, observer))
 
     def _confirm(self, candidate: Candidate, limits: Limits, observer: Observer) -> None:
         screened = candidate.contender
@@ -470,7 +369,7 @@ class Screening:
                 confirmation.time(fresh, limits, observer.step, keep)
                 keep(last=True)
         candidate.contender = replace(fresh, judged=screened.judged, reference=screened.reference)
-        verdict, count = self._judge(candidate, requirement), processes(fresh)
+        verdict, count = self._judging.judge(candidate, requirement), processes(fresh)
         lead = f"in {count} fresh processes, "
         if verdict.status == "kept" and count < FRESH_PROCESSES:
             verdict = replace(verdict, status="undecided")
@@ -486,23 +385,6 @@ class Screening:
             return 1
         candidate.unscreened = True
         return int(2 ** sum(c.unscreened for c in self._candidates))
-
-    def _row(self, candidate: Candidate) -> VariantReport:
-        verdict = candidate.verdict or self._judge(candidate, self.requirement)
-        samples = self.prepared.data.evaluation_samples
-        return row(candidate, verdict, self.request.confidence, samples, self._candidates)
-
-    def _prospect(self, candidate: Candidate) -> VariantReport:
-        row = self._row(candidate)
-        likely = row.status == "undecided" and self._standings.holds(candidate)
-        return replace(row, status="kept") if likely else row
-
-    def _speedup(self, candidate: Candidate) -> tuple[float | None, float | None, float | None]:
-        """Pair what was timed in turns; a later confirmation has no partner."""
-        source, own = self._candidates[0].contender.profile, candidate.contender.profile
-        if candidate is self._candidates[0]:
-            return None, None, None
-        return paired_ratio(source, own, self.request.confidence)
 
 
 def _told(subject: Subject) -> dict[str, Any]:

@@ -303,8 +303,8 @@ def test_only_who_is_chosen_is_evaluated_on_all_samples(screen: Screen) -> None:
 def test_what_only_a_part_of_the_samples_shows_is_never_kept(
     screen: Screen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for step in ("_complete", "_settle_front"):
-        monkeypatch.setattr(f"optimize.screen.Screening.{step}", lambda *_: None)
+    for step in ("complete", "front"):
+        monkeypatch.setattr(f"optimize.settle.Settling.{step}", lambda *_: None)
     report = screen(Target({"variant-1": SLOW, "variant-2": FAST}))
     row = report.variant(STATIC)
     assert report.chosen is None
