@@ -11,6 +11,7 @@ from optimize.budgets.budget import format_bytes, format_ns
 from optimize.errors import InputError
 from optimize.report import LatencyReport, VariantReport
 from optimize.reports import figures, view
+from optimize.reports.shelf import Shelf, compiled_templates
 from optimize.reports.view import Stage, View
 from optimize.reports.words import STATUS, facts, headline
 
@@ -30,8 +31,12 @@ PARTS = {
 }
 
 
-def page(shown: View) -> str:
+def page(shown: View, shelf: Shelf | None = None) -> str:
     """The whole page as HTML.
+
+    Args:
+        shown: what it shows.
+        shelf: where its template lies compiled; None for nowhere.
 
     Raises:
         InputError: plotly or jinja2 is not installed.
@@ -48,6 +53,7 @@ def page(shown: View) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        bytecode_cache=compiled_templates(shelf),
     )
     environment.filters |= {"bytes": format_bytes, "ms": _ms, "short": _short_digest}
     template = environment.get_template("page.html.jinja")
