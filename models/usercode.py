@@ -84,13 +84,13 @@ _CODE_OR_DATA = frozenset(
 
 def _installed() -> str:
     """A digest of the installed distributions: their folders carry name and version."""
-    names = sorted(
+    names = {
         entry.name
         for folder in map(Path, filter(None, sys.path))
         if folder.is_dir()
         for entry in folder.glob("*-info")
-    )
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+    }
+    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
 
 
 def _module(path: Path, purpose: str) -> Any:
