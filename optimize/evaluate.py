@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from threading import Lock
+
+import numpy as np
+from numpy.typing import NDArray
 
 from optimize.budgets.accuracy import Accuracy, Outputs, Scores, compare
 from optimize.candidate import LATE, Candidate, attempt, open_for
 from optimize.errors import InputError, WorkerError
 from optimize.keys import Keys
-from optimize.measure import Limits, collect_outputs
+from optimize.measure import Limits, OutputFile, run_outputs
 from optimize.models.data import Array
 from optimize.models.run import Difference, difference
 from optimize.prepare import Prepared
@@ -22,7 +25,7 @@ from optimize.request import Request
 from optimize.targets.base import Settings, Target
 
 SHARES = ("top1", "top5", "f1")  # metrics that cannot fall below zero
-# The first part of the samples: a fifth, but so many at least and at most. Hopeless variants show
+# The first part of the calls: a fifth, but so many at least and at most. Hopeless variants show
 # in it. Where the rest takes the source longer than so many seconds, it is evaluated later, and
 # only of those for whom it matters.
 PART_SHARE, PART_LEAST, PART_MOST, PART_S = 5, 50, 100, 5.0
@@ -55,8 +58,10 @@ class Evaluation:
     _in_parts: bool | None = None
     _scores: Scores | None = None
     _outputs: Outputs = field(default_factory=dict)
+    _numbers: NDArray[np.int64] = field(default_factory=lambda: np.arange(0))
     _evaluated: int = 0
-    _begun: dict[str, dict[str, list[Array]]] = field(default_factory=dict)
+    _broken: str | None = None
+    _begun: dict[str, list[Mapping[str, OutputFile]]] = field(default_factory=dict)
     _scoring: Lock = field(default_factory=Lock)
 
     def check_source(self, limits: Limits) -> None:
@@ -65,7 +70,9 @@ class Evaluation:
         Raises:
             InputError: it cannot.
         """
-        if self.source.accuracy is None or (self.source.provisional and not self._in_parts):
+        if self.source.accuracy is not None and not self.source.provisional:  # an earlier run's
+            self._takes_long(self.source.contender.call_ns / 1e9 * self._calls(1))
+        elif self.source.accuracy is None or not self._in_parts:
             self._evaluate_source(limits, whole=False)
         if self._meets_any_floor():
             if self.source.provisional:
@@ -86,17 +93,18 @@ class Evaluation:
     def recall(self, candidate: Candidate) -> bool:
         """Take what an earlier run found out; whether there was anything."""
         found: list[Accuracy] = []
-        for samples in self._stops():
-            known = self.records.recall(self.keys.accuracy(candidate, self.source, samples))
+        for parts in range(1, len(self._parts) + 1):
+            key = self.keys.accuracy(candidate, self.source, self._calls(parts))
+            known = self.records.recall(key)
             if known is not None:
                 accuracy = Accuracy(**known["accuracy"])
                 # A floor that was missed beyond doubt may not be the one that is asked now.
-                other = samples < self._total and known["floor"] != str(self.prepared.floor)
-                found.append(replace(accuracy, provisional=accuracy.provisional or other))
+                same = known["floor"] == str(self.prepared.floor) and self._may_stop(candidate)
+                part = parts < len(self._parts) and (accuracy.provisional or not same)
+                found.append(replace(accuracy, provisional=part))
                 candidate.difference = known["difference"]
-        if found and candidate.contender.reference:
-            # Its first part was kept because the rest took long.
-            self._in_parts = found[0].provisional and self._may_wait
+        if found and candidate.contender.reference and found[0].provisional:
+            self._in_parts = self._may_wait  # its first part was kept because the rest took long
         if found:
             self._take_accuracy(candidate, found[-1])
         return bool(found)
@@ -124,11 +132,24 @@ class Evaluation:
         if not todo:
             return
         with self.records.busy(limits.deadline):
-            if self._evaluated < (self._total if whole else self._part):
-                self._evaluate_source(limits, whole)
+            self._bring_source(limits, whole)
             others = [c for c in todo if c is not self.source]
-            if others:
+            if whole and self._broken:
+                for candidate in todo:
+                    candidate.contender.error = self._broken
+            elif others:
                 self._compare_all(others, limits, whole)
+
+    def _bring_source(self, limits: Limits, whole: bool) -> None:
+        """See to it that the source's outputs are there to compare with."""
+        if self._broken or self._evaluated >= (len(self._parts) if whole else 1):
+            return
+        try:
+            self._evaluate_source(limits, whole)
+        except InputError as error:
+            if self.source.accuracy is None:
+                raise
+            self._broken = str(error)  # what was found out until now must not be lost
 
     def _evaluate_source(self, limits: Limits, whole: bool) -> None:
         try:
@@ -160,54 +181,55 @@ class Evaluation:
         # The outputs of an exact pass were checked when it was built.
         return candidate.shown or not candidate.variant.exact
 
-    @property
-    def _total(self) -> int:
-        return len(self.prepared.evaluation)
+    @cached_property
+    def _parts(self) -> tuple[NDArray[np.int64], ...]:
+        """The numbers of each part's calls; the first are drawn, for data may be sorted.
 
-    @property
-    def _part(self) -> int:
-        """How many samples the first part has: all, if there are too few to tell anything."""
-        part = min(max(self._total // PART_SHARE, PART_LEAST), PART_MOST)
-        return part if 2 * part <= self._total else self._total
+        There is one part if there are too few to tell anything from a part of them.
+        """
+        total = len(self.prepared.evaluation)
+        count = min(max(total // PART_SHARE, PART_LEAST), PART_MOST)
+        if 2 * count > total:
+            return (np.arange(total),)
+        drawn = np.random.default_rng(0).choice(total, count, replace=False)
+        first = np.isin(np.arange(total), drawn)
+        return np.flatnonzero(first), np.flatnonzero(~first)
 
-    def _stops(self) -> list[int]:
-        """How many samples an accuracy may be known of."""
-        return list(dict.fromkeys((self._part, self._total)))
+    def _calls(self, parts: int) -> int:
+        return sum(part.size for part in self._parts[:parts])
 
     def _compare(self, candidate: Candidate, limits: Limits, whole: bool) -> None:
         """Compare a candidate's outputs with the source's, and judge its accuracy."""
-        begun = time.perf_counter()
-        outputs = self._begun.pop(candidate.variant.name, {})
-        before = len(next(iter(outputs.values()), ()))
-        for samples in (stop for stop in self._stops() if stop > before):
-            more = collect_outputs(candidate.contender, samples - before, limits, before)
-            outputs = {name: [*outputs.get(name, ()), *arrays] for name, arrays in more.items()}
-            rows, before = self.prepared.per_sample(outputs), samples
+        begun, name = time.perf_counter(), candidate.variant.name
+        files = self._begun.pop(name, [])
+        for number in range(len(files), len(self._parts)):
+            order = self._parts[number].tolist()
+            files.append(run_outputs(candidate.contender, order, limits, number))
             if candidate.contender.reference and not whole:
                 whole = not self._takes_long(time.perf_counter() - begun)
             with self._scoring:  # a user's metric need not bear being called twice at once
-                accuracy = self._score(candidate, rows, samples, whole)
+                accuracy = self._score(candidate, files, whole)
             if accuracy is None:
                 continue
-            self._keep(candidate, accuracy, samples)
+            self._keep(candidate, accuracy, self._calls(number + 1))
             if accuracy.provisional:
-                self._begun[candidate.variant.name] = outputs
+                self._begun[name] = files
             break
         candidate.spent_s += time.perf_counter() - begun
 
     def _takes_long(self, part_s: float) -> bool:
         """Whether the rest of the samples is better left for later, by what the first part took."""
         if self._in_parts is None:
-            rest_s = part_s / self._part * (self._total - self._part)
+            rest_s = part_s / self._calls(1) * (self._calls(2) - self._calls(1))
             self._in_parts = rest_s > PART_S and self._may_wait
         return self._in_parts
 
     @property
     def _may_wait(self) -> bool:
         """Not where users name the models, nor where a search learns from each."""
-        return not self.request.as_is and self.request.trials == 0
+        return len(self._parts) > 1 and not self.request.as_is and self.request.trials == 0
 
-    def _keep(self, candidate: Candidate, accuracy: Accuracy, samples: int) -> None:
+    def _keep(self, candidate: Candidate, accuracy: Accuracy, calls: int) -> None:
         if candidate.accuracy is None or not accuracy.provisional:
             self._take_accuracy(candidate, accuracy)
         told = {
@@ -215,33 +237,35 @@ class Evaluation:
             "difference": candidate.difference,
             "floor": str(self.prepared.floor),
         }
-        parts = self.keys.accuracy(candidate, self.source, samples)
+        parts = self.keys.accuracy(candidate, self.source, calls)
         self.records.keep(parts, told, f"accuracy of {candidate.variant.name}")
 
     def _score(
-        self, candidate: Candidate, rows: Outputs, samples: int, whole: bool
+        self, candidate: Candidate, files: Sequence[Mapping[str, OutputFile]], whole: bool
     ) -> Accuracy | None:
         """The accuracy, provisional unless it is clear; None if ``whole`` takes more samples."""
         prepared, reference = self.prepared, candidate.contender.reference
-        count = len(next(iter(rows.values())))
+        rows, numbers = self._rows(files)
         if reference:
-            self._outputs, self._evaluated = rows, samples
-        standard = {name: arrays[:count] for name, arrays in self._outputs.items()}
-        labels = None if prepared.labels is None else prepared.labels[:count]
+            self._outputs, self._numbers, self._evaluated = rows, numbers, len(files)
+        at = np.searchsorted(self._numbers, numbers)
+        standard = {name: [arrays[i] for i in at] for name, arrays in self._outputs.items()}
+        labels = None if prepared.labels is None else prepared.labels[numbers]
         try:
             scores = prepared.metric.score(rows, labels, standard)
             if reference:
                 self._scores = scores
             source = self._scores
             assert source is not None  # the source is evaluated first
-            if len(source.rows) > count:
-                source = Scores(source.rows[:count], source.reduce)
-            provisional = samples < self._total and not self._hopeless(candidate, scores, source)
+            if at.size < len(source.rows):
+                source = Scores(source.rows[at], source.reduce)
+            part = len(files) < len(self._parts)
+            provisional = part and not self._hopeless(candidate, scores, source)
             if provisional and whole:
                 return None
             accuracy = compare(prepared.metric, scores, source, self.request.confidence)
         except InputError:
-            if samples == self._total or (self._in_parts and not reference):
+            if len(files) == len(self._parts) or (self._in_parts and not reference):
                 raise
             self._in_parts = False  # such as a metric that needs samples of every class
             return None
@@ -249,14 +273,33 @@ class Evaluation:
             candidate.difference = str(_difference(rows, standard))
         return replace(accuracy, provisional=provisional)
 
+    def _rows(
+        self, files: Sequence[Mapping[str, OutputFile]]
+    ) -> tuple[dict[str, list[Array]], NDArray[np.int64]]:
+        """Outputs of single samples, in the order of the data, and the samples' numbers."""
+        calls = np.concatenate(self._parts[: len(files)])
+        places = np.argsort(calls)
+        outputs: dict[str, list[Array]] = {}
+        for name in files[0]:
+            arrays = [array for file in files for array in file[name].read()]
+            outputs[name] = [arrays[place] for place in places]
+        rows = self.prepared.per_sample(outputs)
+        each = len(next(iter(rows.values()))) // calls.size
+        return rows, (calls[places][:, None] * each + np.arange(each)).reshape(-1)
+
     def _hopeless(self, candidate: Candidate, scores: Scores, source: Scores) -> bool:
         """Whether some samples show beyond doubt that the floor is missed on all of them."""
-        if self.request.everything or candidate.contender.reference or not candidate.shown:
+        if not self._may_stop(candidate):
             return False
         error = min(HOPELESS_ERROR, 1 - self.request.confidence) / max(1, self.contenders)
         shared = 1 - error
         accuracy = compare(self.prepared.metric, scores, source, shared)
         return accuracy.meets(self.prepared.floor, strict=True) is False
+
+    def _may_stop(self, candidate: Candidate) -> bool:
+        """Whether a candidate that is hopeless need not be evaluated wholly."""
+        whole = self.request.everything or candidate.contender.reference or not candidate.shown
+        return not whole
 
     def _take_accuracy(self, candidate: Candidate, accuracy: Accuracy) -> None:
         candidate.accuracy = accuracy

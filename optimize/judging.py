@@ -57,9 +57,23 @@ class Judging:
 
     def may_hold(self, candidate: Candidate) -> bool:
         """Whether it was timed, and may still prove fast and accurate enough."""
-        timed = candidate.contender.profile.samples_ns.size > 0
+        contender = candidate.contender
+        timed = contender.judged and contender.profile.samples_ns.size > 0
         status = self.judge(candidate, self.requirement).status
         return timed and status in ("kept", "undecided")
+
+    def free(self) -> None:
+        """Have back who was given up for another, which may not hold after all.
+
+        They are without a verdict until they are timed on.
+        """
+        for candidate in self.candidates:
+            if candidate.beaten_by is not None and not candidate.confirmed:
+                candidate.beaten_by = candidate.verdict = None
+
+    def freed(self) -> list[Candidate]:
+        """Who was had back, and not timed since."""
+        return [c for c in self.candidates if c.verdict is None and c.contender.judged]
 
     def best(self, limits: Limits) -> Candidate | None:
         """The best that fresh processes have not had yet, of who is kept or will probably be.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -150,22 +151,47 @@ def _note_memory(contender: Contender, reply: dict[str, Any]) -> None:
         contender.profile = replace(contender.profile, peak_bytes=most)
 
 
-def collect_outputs(
-    contender: Contender, count: int, limits: Limits, first: int = 0
-) -> dict[str, list[Array]]:
-    """Run ``count`` inputs from the ``first`` on and return every output of each.
+@dataclass(frozen=True)
+class OutputFile:
+    """One output of several samples, as a worker wrote it.
+
+    Attributes:
+        entry: what the worker told of it.
+        path: the file.
+    """
+
+    entry: Mapping[str, Any]
+    path: Path
+
+    def read(self) -> list[Array]:
+        """Map it: an array for each sample; the file is open for as long as one of them lives."""
+        return read_outputs(dict(self.entry), self.path)
+
+
+def run_outputs(
+    contender: Contender, order: Sequence[int], limits: Limits, part: int = 0
+) -> dict[str, OutputFile]:
+    """Run the inputs with these numbers, and leave every output where the worker wrote it.
+
+    ``part`` tells the files of several calls apart.
 
     Raises:
         WorkerError: the worker failed, or an output holds NaN.
     """
-    timeout = limits.timeout_s + 20 * count * contender.call_ns / 1e9
+    timeout = limits.timeout_s + 20 * len(order) * contender.call_ns / 1e9
     worker = contender.workers[0]
-    reply = worker.call("outputs", timeout, count=count, first=first)
+    reply = worker.call("outputs", timeout, order=list(order), part=part)
     for entry in reply["outputs"]:
         if entry["nans"]:
             raise WorkerError(f"its output {entry['name']} holds {entry['nans']} NaN values")
     _note_memory(contender, reply)
-    return {e["name"]: read_outputs(e, worker.fetch(e["file"])) for e in reply["outputs"]}
+    return {e["name"]: OutputFile(e, worker.fetch(e["file"])) for e in reply["outputs"]}
+
+
+def collect_outputs(contender: Contender, count: int, limits: Limits) -> dict[str, list[Array]]:
+    """Run the first ``count`` inputs and return every output of each; see :func:`run_outputs`."""
+    files = run_outputs(contender, range(count), limits)
+    return {name: file.read() for name, file in files.items()}
 
 
 def warm_up(contender: Contender, limits: Limits) -> None:

@@ -193,8 +193,10 @@ class Screening:
         """
         self._go_on(limits, observer)
         for _ in range(2 * len(self._candidates)):  # each is confirmed once, and may fall once
-            self._settling.best(limits, observer, lambda: self._revive(limits, observer))
+            self._settle_best(limits, observer)
             best = self._judging.best(limits)
+            if best is not None and best.provisional:
+                break  # there is no time to evaluate it
             if best is not None:
                 observer.stage(f"confirm {best.variant.name}", FRESH_PROCESSES)
                 self._confirm(best, limits, observer)
@@ -271,7 +273,7 @@ class Screening:
         done = 1
         while True:
             heat, waiting = self._open_heat(waiting, limits, observer, done)
-            part = limits.part(len(heat) / max(1, len(heat) + len(waiting)))
+            part = limits.part(len(heat) / (len(heat) + len(waiting))) if waiting else limits
             self._settling.front(heat, part, observer, done)
             self._time(heat, part, observer, done)
             done += len(heat)
@@ -326,29 +328,38 @@ class Screening:
         for candidate in self._candidates[1:]:
             if candidate.contender.error == LATE:
                 candidate.contender.error = candidate.verdict = None
-        left = [c for c in self._candidates[1:] if c.shown and self._turns.wants(c, limits)]
+        left = [
+            c
+            for c in self._candidates[1:]
+            if c.shown and (c.accuracy is None or self._turns.wants(c, limits))
+        ]
         if left:
             observer.stage("evaluate and time", 2 * len(left))
             self._measure(left, limits.part(EVALUATE_SHARE), observer)
+            self._settle(limits.part(EVALUATE_SHARE), observer)
 
     def _revive(self, limits: Limits, observer: Observer) -> bool:
         """Time on what was beaten by a variant that did not hold; whether there was anything."""
-        beaten = [c for c in self._candidates if c.beaten_by is not None and not c.confirmed]
-        if not beaten or limits.expired:
+        self._judging.free()
+        freed = self._judging.freed()
+        if not freed or limits.expired:
             return False
-        for candidate in beaten:
-            candidate.beaten_by = candidate.verdict = None
-        self._time([c for c in beaten if not c.contender.reference], limits, observer, 0)
+        self._time([c for c in freed if not c.contender.reference], limits, observer, 0)
         return True
-
-    # Verdicts.
 
     def _settle(self, limits: Limits, observer: Observer) -> None:
         """Evaluate on all samples who is provisional, if it matters: the best, or all compared."""
-        if self.request.everything or self.request.objective == "accuracy":
-            self._settling.complete(self._candidates, limits, observer)
-        else:
-            self._settling.best(limits, observer, lambda: self._revive(limits, observer))
+        candidates = self._candidates
+        if self.request.objective == "accuracy" and not self.request.everything:
+            candidates = [c for c in candidates if self._judging.may_hold(c)]
+        elif not self.request.everything:
+            self._settle_best(limits, observer)
+            return
+        if self._settling.complete(candidates, limits, observer):
+            self._revive(limits, observer)
+
+    def _settle_best(self, limits: Limits, observer: Observer) -> None:
+        self._settling.best(limits, observer, lambda: self._revive(limits, observer))
 
     def _confirm(self, candidate: Candidate, limits: Limits, observer: Observer) -> None:
         screened = candidate.contender

@@ -14,6 +14,9 @@ from optimize.judging import Judging
 from optimize.measure import INFORMATIVE_CALLS, Limits
 from optimize.turns import Turns
 
+# Of the time that is left, before the race goes on.
+FRONT_SHARE = 0.5
+
 
 class Observer(Protocol):
     """The part of the pipeline's observer that is used here."""
@@ -51,28 +54,29 @@ class Settling:
         if racing:
             with self.turns.records.alone(limits.deadline):
                 self.turns.race([source, *racing], few, observer, done)
-        left = [c for c in heat if c.shown and c.beaten_by is None]
-        left.sort(key=_median)
-        count = self.evaluation.side_by_side
-        while (left := [c for c in left if self.judging.may_hold(c)]) and left[0].provisional:
-            if limits.expired:
+        share, count = limits.part(FRONT_SHARE), self.evaluation.side_by_side
+        while not share.expired:
+            left = [c for c in heat if c.shown and not c.beaten_by and self.judging.may_hold(c)]
+            left.sort(key=_median)
+            if not left or not left[0].provisional:
                 return
-            self._evaluate([c for c in left if c.provisional][:count], limits, observer, done)
+            some = [c for c in left if c.provisional][:count]
+            self._evaluate(some, limits, observer, done)
 
     def best(self, limits: Limits, observer: Observer, revive: Callable[[], object]) -> None:
         """Evaluate who would be confirmed wholly, until that is known of who would be then.
 
-        ``revive`` is called if one proves inaccurate, to have back whom it beat.
+        ``revive`` is called if one falls, to time on whom it beat.
         """
         while (best := self.judging.best(limits)) is not None and best.provisional:
-            self.complete([best], limits, observer)
-            if best.provisional:
-                return  # no time, or it failed
-            if best.verdict and best.verdict.status == "inaccurate":
+            fell = self.complete([best], limits, observer)
+            if fell:
                 before = set(map(str, best.variant.chain.prefixes()))
                 steps = [c for c in self.judging.candidates if str(c.variant.chain) in before]
                 self.complete(steps, limits, observer)  # to show which pass lost it
                 revive()
+            elif best.provisional:
+                return  # there was no time
 
     def nearest(self, limits: Limits, observer: Observer) -> None:
         """Evaluate what came nearest to the budgets, if nothing holds: it may be inaccurate."""
@@ -83,24 +87,35 @@ class Settling:
             if nearest.verdict and nearest.verdict.status == "too_slow":
                 return
 
-    def complete(self, candidates: Sequence[Candidate], limits: Limits, observer: Observer) -> None:
-        """Evaluate and judge candidates wholly, the fastest first, as far as time allows."""
+    def complete(self, candidates: Sequence[Candidate], limits: Limits, observer: Observer) -> bool:
+        """Evaluate and judge candidates wholly, the fastest first, as far as time allows.
+
+        Returns:
+            Whether one of them fell, see :meth:`_evaluate`.
+        """
         todo = [c for c in candidates if c.provisional and c.contender.error is None]
         todo.sort(key=lambda c: c.contender.call_ns)
-        count = self.evaluation.side_by_side
+        count, fell = self.evaluation.side_by_side, False
         while todo and not limits.expired:
             some, todo = todo[:count], todo[count:]
-            self._evaluate(some, limits, observer, 0)
+            fell |= self._evaluate(some, limits, observer, 0)
             for candidate in {id(c): c for c in [self.judging.candidates[0], *some]}.values():
                 candidate.contender.close()
-                if not candidate.confirmed:
+                if not candidate.confirmed and candidate.verdict is not None:
                     self.judging.conclude(candidate)
+        return fell
 
     def _evaluate(
         self, some: Sequence[Candidate], limits: Limits, observer: Observer, done: int
-    ) -> None:
+    ) -> bool:
+        """Evaluate candidates wholly; whether one fell that others may have been given up for."""
+        ran = [c for c in some if c.contender.judged]
         observer.step(done, f"all outputs of {', '.join(c.contender.name for c in some)}")
         self.evaluation.evaluate(some, limits, whole=True)
+        fell = any(not c.contender.judged or c.contender.error is not None for c in ran)
+        if fell:
+            self.judging.free()
+        return fell
 
 
 def _median(candidate: Candidate) -> float:

@@ -16,7 +16,7 @@ inside of the timed call, as in the service.
 The first line that the worker writes answers for loading; then each line read, {"do": NAME, ...},
 is answered by one line, {"ok": true, ...} or {"ok": false, "error": SENTENCE}::
 
-    outputs  first, count         run these samples once, write their outputs to scratch
+    outputs  order, part          run these samples once, write their outputs to scratch
     warmup   calls, seconds       call until steady; floors and a limit in calls
     time     order, lead_ns       time one call for each sample index in order
     operators calls               profile single operators, in a session of its own
@@ -388,19 +388,19 @@ class Worker:
             "peak_bytes": _peak(),
         }
 
-    def outputs(self, count: int, first: int = 0) -> dict[str, Any]:
-        """Run ``count`` samples from ``first`` on; each output goes to a raw file, in order."""
+    def outputs(self, order: list[int], part: int = 0) -> dict[str, Any]:
+        """Run these samples; each output goes to a raw file of its ``part``, in their order."""
         import numpy as np
 
         entries = [
-            {"name": n, "file": f"output-{i}-{first}.bin", "dtype": None, "shapes": [], "nans": 0}
+            {"name": n, "file": f"output-{i}-{part}.bin", "dtype": None, "shapes": [], "nans": 0}
             for i, n in enumerate(self._runtime.names)
         ]
         with contextlib.ExitStack() as stack:
             sinks = [
                 stack.enter_context((self._scratch / str(e["file"])).open("wb")) for e in entries
             ]
-            for index in range(first, first + count):
+            for index in order:
                 feed = self._samples.feed(index)
                 values = self._runtime.run(feed if self._pre is None else self._pre(dict(feed)))
                 for value, entry, sink in zip(values, entries, sinks, strict=True):

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any, Protocol
 
 from optimize.errors import InputError
 from optimize.report import Report, VariantReport
 from optimize.reports.page import NEEDS
-from optimize.reports.shelf import Shelf
 from optimize.reports.view import View
+
+Pictures = Mapping[str, bytes]
+
+
+class Shelf(Protocol):
+    """Where files lie from one run to the next."""
+
+    def files(self, parts: Mapping[str, Any]) -> dict[str, bytes] | None:
+        """What was kept under ``parts``; None if nothing was."""
+
+    def keep_files(self, parts: Mapping[str, Any], files: Pictures, what: str) -> None:
+        """Keep files by name; ``what`` says in words what they are."""
 
 
 def remembered(

@@ -13,13 +13,12 @@ from optimize.models.model import FILE_NAME
 from optimize.output import REPORT
 from optimize.report import Report, Result
 from optimize.reports import samples
-from optimize.reports.album import remembered
+from optimize.reports.album import Shelf, remembered
 from optimize.reports.command import without_paths
 from optimize.reports.markdown import MARKDOWN, markdown
 from optimize.reports.page import PAGE, page
 from optimize.reports.pictures import TRADEOFF, pictures
 from optimize.reports.samples import SAMPLES
-from optimize.reports.shelf import Shelf
 from optimize.reports.view import View
 
 T = TypeVar("T")
@@ -39,7 +38,7 @@ def for_run(
         report: of the run.
         profiles: what was measured, by chain.
         quick: leave out what takes seconds, for a user who wants to leave.
-        shelf: where lies what need not be made again; None for nowhere.
+        shelf: where pictures lie that need not be drawn again; None for nowhere.
 
     Returns:
         The files by name, and why some are missing in words; None if none is.
@@ -63,7 +62,7 @@ def drawn(view: View, shelf: Shelf | None = None) -> dict[str, bytes]:
     Raises:
         InputError: the extra ``report`` is not installed.
     """
-    html = page(view, shelf).encode()
+    html = page(view).encode()
     images = remembered(view, pictures, shelf)
     name = f"{TRADEOFF}.png"
     text = markdown(view, name if name in images else None).encode()

@@ -11,7 +11,6 @@ from optimize.budgets.budget import format_bytes, format_ns
 from optimize.errors import InputError
 from optimize.report import LatencyReport, VariantReport
 from optimize.reports import figures, view
-from optimize.reports.shelf import Shelf, compiled_templates
 from optimize.reports.view import Stage, View
 from optimize.reports.words import STATUS, facts, headline
 
@@ -31,12 +30,8 @@ PARTS = {
 }
 
 
-def page(shown: View, shelf: Shelf | None = None) -> str:
+def page(shown: View) -> str:
     """The whole page as HTML.
-
-    Args:
-        shown: what it shows.
-        shelf: where its template lies compiled; None for nowhere.
 
     Raises:
         InputError: plotly or jinja2 is not installed.
@@ -53,7 +48,6 @@ def page(shown: View, shelf: Shelf | None = None) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        bytecode_cache=compiled_templates(shelf),
     )
     environment.filters |= {"bytes": format_bytes, "ms": _ms, "short": _short_digest}
     template = environment.get_template("page.html.jinja")

@@ -102,7 +102,8 @@ class Fake:
             **self.surroundings(number),
         }
 
-    def _outputs(self, count: int, first: int = 0) -> dict[str, Any]:
+    def _outputs(self, order: list[int], part: int = 0) -> dict[str, Any]:
+        count = len(order)
         values = np.arange(2 * count, dtype=np.float32)
         (self.folder / "output-0.bin").write_bytes(values.tobytes())
         entry = {"name": "y", "file": "output-0.bin", "dtype": "float32", "nans": self.nans}

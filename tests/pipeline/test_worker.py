@@ -142,7 +142,7 @@ class Started(NamedTuple):
         return self.worker.call(command, PATIENCE, **arguments)
 
     def outputs(self, count: int) -> dict[str, list[Array]]:
-        reply = self.call("outputs", count=count)
+        reply = self.call("outputs", order=list(range(count)))
         return {e["name"]: read_outputs(e, self.worker.fetch(e["file"])) for e in reply["outputs"]}
 
     def time(self, order: list[int]) -> NDArray[np.int64]:
@@ -263,22 +263,22 @@ def test_no_second_session_lives_while_operators_are_timed(
             "inputs": str(what.inputs), "scratch": str(what.scratch),
         }
     )  # fmt: skip
-    before = worker.outputs(3)["outputs"]
+    before = worker.outputs([0, 1, 2])["outputs"]
     assert {row["op"] for row in worker.operators(2)["operators"]} >= {"MatMul", "Relu"}
     assert alive == {"now": 0, "most": 1}
-    assert worker.outputs(3)["outputs"] == before  # loaded again by itself
+    assert worker.outputs([0, 1, 2])["outputs"] == before  # loaded again by itself
     assert alive == {"now": 1, "most": 1}
 
 
 def test_nan_outputs_are_counted_and_infinite_ones_are_not(tmp_path: Path, start: Start) -> None:
     inputs = {"x": [np.array(v, np.float32) for v in ([1, 2], [-1, 2, -3], [0, 1])]}
     worker = start(job(tmp_path, logarithm(tmp_path), inputs))
-    (entry,) = worker.call("outputs", count=3)["outputs"]
+    (entry,) = worker.call("outputs", order=[0, 1, 2])["outputs"]
     assert entry["nans"] == 2
     values = read_outputs(entry, worker.worker.fetch(entry["file"]))
     assert np.isnan(values[1]).tolist() == [True, False, True]
     assert values[2][0] == -np.inf
-    assert worker.call("outputs", count=1)["outputs"][0]["nans"] == 0
+    assert worker.call("outputs", order=[0])["outputs"][0]["nans"] == 0
 
 
 def test_a_contender_whose_outputs_are_nan_is_refused(tmp_path: Path) -> None:
