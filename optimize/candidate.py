@@ -191,15 +191,17 @@ def _waterfall(candidate: Candidate, everyone: Sequence[Candidate]) -> tuple[Ste
         if at is None and candidate.variant.trial:
             steps.append(StepReport(name, None, None, None, None))
         elif at is None:  # a pass that changed nothing
-            before = steps[-1] if steps else _step("", everyone[0])
+            before = steps[-1] if steps else _step("", everyone[0], candidate)
             steps.append(StepReport(**{**vars(before), "step": name, "difference": None}))
         else:
-            steps.append(_step(name, at))
+            steps.append(_step(name, at, candidate))
     return tuple(steps)
 
 
-def _step(name: str, candidate: Candidate) -> StepReport:
+def _step(name: str, candidate: Candidate, last: Candidate) -> StepReport:
     profile, accuracy = candidate.screened, candidate.accuracy
+    if accuracy and last.accuracy and accuracy.samples != last.accuracy.samples:
+        accuracy = None  # what other samples show would look like a change
     timed = profile.samples_ns.size > 0
     return StepReport(
         step=name,

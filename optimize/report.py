@@ -148,7 +148,10 @@ class PartReport:
 
 @dataclass(frozen=True)
 class AccuracyReport:
-    """The metric with its interval, and its paired change against the source."""
+    """The metric with its interval, and its paired change against the source.
+
+    ``provisional`` if only the first part of the samples was evaluated: it decided nothing.
+    """
 
     metric: str
     value: float
@@ -159,6 +162,7 @@ class AccuracyReport:
     change: float
     change_low: float
     change_high: float
+    provisional: bool = False
 
     @classmethod
     def of(cls, accuracy: Accuracy) -> AccuracyReport:

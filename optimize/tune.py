@@ -45,8 +45,9 @@ def base(
     own = [row for row in rows if row.runtime == DEFAULT_RUNTIME and row.latency]
     ranked = rank(own, objective, higher_is_better)
     if not ranked:
-        # Who was too slow to be evaluated may miss the floor.
         near = [row for row in own if row.status in _NEAR and row.accuracy]
+        known = [row for row in near if row.accuracy and not row.accuracy.provisional]
+        near = known or near  # others may miss the floor
         ranked = sorted(near, key=lambda row: row.latency.p99_ms if row.latency else 0.0)
     return Chain.parse(ranked[0].chain) if ranked else None
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from optimize.budgets.accuracy import METRICS
-from optimize.report import BudgetReport, LatencyReport, Report, VariantReport
+from optimize.report import AccuracyReport, BudgetReport, LatencyReport, Report, VariantReport
 from optimize.reports.samples import Timings
 from optimize.targets.base import Device
 
@@ -137,7 +137,7 @@ class View:
                 index,
                 variant,
                 percentile(variant.latency, self.quantity),
-                Interval(variant.accuracy.value, variant.accuracy.low, variant.accuracy.high),
+                self._beside_source(variant.accuracy),
             )
             for index, variant in enumerate(self.report.variants)
             if variant.latency and variant.accuracy
@@ -147,6 +147,12 @@ class View:
         return tuple(
             Point(p.index, p.variant, p.latency, p.accuracy, p.index in front) for p in found
         )
+
+    def _beside_source(self, accuracy: AccuracyReport) -> Interval:
+        """Its accuracy as far from the source's as on the samples that both were evaluated on."""
+        source = self.source.accuracy if self.source else None
+        moved = source.value - accuracy.source_value if source else 0.0
+        return Interval(accuracy.value + moved, accuracy.low + moved, accuracy.high + moved)
 
     def _beats(self, one: Point, other: Point) -> bool:
         """Whether ``one`` is nowhere worse than ``other`` and somewhere better."""

@@ -93,7 +93,7 @@ def serve(data: Dataset, tmp_path: Path) -> Iterator[Callable[..., Any]]:
         job = Job(variant.model.path, inputs, scratch, replace(settings, **changes), names)  # type: ignore[arg-type]
         worker, ready = LocalTarget().start(job, PATIENCE)
         workers.append(worker)
-        reply = worker.call("outputs", PATIENCE, count=COUNT)
+        reply = worker.call("outputs", PATIENCE, order=list(range(COUNT)))
         (entry,) = reply["outputs"]
         assert entry["nans"] == 0
         return np.concatenate(read_outputs(entry, worker.fetch(entry["file"]))), ready, worker

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from optimize.budgets.budget import Budget, Floor
+from optimize.errors import WorkerError
 from optimize.measure import Contender, Limits, open_worker
 from optimize.passes.chain import Chain
 from optimize.pipeline import run
@@ -31,9 +32,10 @@ Script = tuple[float, float, int]
 class Scripted:
     """A real worker whose clock is scripted: the machine is quiet, and every call as told."""
 
-    def __init__(self, worker: LocalWorker, script: Script) -> None:
+    def __init__(self, worker: LocalWorker, script: Script, *, breaks: bool) -> None:
         self._worker = worker
         self._script = script
+        self._breaks = breaks
         self._calls = 0
 
     def __getattr__(self, name: str) -> Any:
@@ -45,6 +47,8 @@ class Scripted:
             reply = self._worker.call(command, timeout_s, **{**arguments, "order": [0]})
             return {**reply, "samples": self._samples(many), "canary_ns": [1000], "counters": {},
                     "parts": {}}  # fmt: skip
+        if command == "outputs" and arguments["part"] and self._breaks:
+            raise WorkerError("the worker was ended by SIGSEGV")
         reply = self._worker.call(command, timeout_s, **arguments)
         if command == "warmup":
             reply |= {"p50_ns": int(self._script[0] * 1e6), "steady": True}
@@ -61,10 +65,16 @@ class Scripted:
 
 
 class Target(LocalTarget):
-    """Gives every variant, by its place, and who is confirmed first the latency of the script."""
+    """Gives every variant, by its place, and who is confirmed first the latency of the script.
 
-    def __init__(self, variants: dict[str, Script], fresh: Script | None = None) -> None:
+    The one at ``breaks`` fails in the second part of the samples.
+    """
+
+    def __init__(
+        self, variants: dict[str, Script], fresh: Script | None = None, breaks: str = ""
+    ) -> None:
         self._variants = variants
+        self._breaks = breaks
         self._fresh = fresh
         self._first = ""
         self.started = 0
@@ -77,7 +87,7 @@ class Target(LocalTarget):
         if place.startswith("fresh") and self._fresh:
             self._first = self._first or place
             script = self._fresh if place == self._first else script
-        return Scripted(worker, script), ready
+        return Scripted(worker, script, breaks=place == self._breaks), ready
 
 
 Screen = Callable[..., Report]
@@ -329,6 +339,58 @@ def test_a_winner_that_proves_inaccurate_gives_way_to_whom_it_beat(
     assert report.variant(hopeless).status == "inaccurate"
     assert report.chosen == FOLD
     assert calls(report.variant(FOLD)) > 500
+
+
+@pytest.mark.usefixtures("in_parts")
+def test_whom_an_inaccurate_variant_beat_early_is_back(
+    screen: Screen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A median is soon shown to hold: others are given up before anybody is evaluated wholly."""
+    monkeypatch.setattr("optimize.evaluate.HOPELESS_ERROR", 0.0)
+    chains = tuple(map(Chain.parse, (FOLD, HOPELESS)))
+    target = Target({"variant-1": (6.0, 6.0, 2), "variant-2": FAST})
+    budgets = (Budget.parse("p50=20ms"),)
+    floor = Floor.parse("cosine=0.999")
+    report = screen(target, chains=chains, metric="cosine", floor=floor, budgets=budgets)
+    assert report.variant(str(Chain.parse(HOPELESS))).status == "inaccurate"
+    assert report.chosen == FOLD
+    compared = screen(
+        target, chains=chains, metric="cosine", floor=floor, budgets=budgets, everything=True
+    )
+    assert compared.chosen == FOLD
+
+
+@pytest.mark.usefixtures("in_parts")
+def test_who_breaks_in_the_second_part_costs_itself_only(screen: Screen) -> None:
+    scripts = {"variant-1": (6.0, 6.0, 2), "variant-2": FAST}
+    report = screen(Target(scripts, breaks="variant-2"))
+    assert report.variant(STATIC).status == "failed"
+    assert "SIGSEGV" in report.variant(STATIC).reason
+    assert report.chosen == FOLD
+
+
+@pytest.mark.usefixtures("in_parts")
+def test_a_source_that_breaks_in_the_second_part_keeps_nothing_and_loses_nothing(
+    screen: Screen,
+) -> None:
+    scripts = {"variant-1": (6.0, 6.0, 2), "variant-2": FAST}
+    report = screen(Target(scripts, breaks="variant-0"))
+    assert report.chosen is None
+    assert report.exit_code != 0
+    assert {row.status for row in report.variants} <= {"failed", "undecided", "skipped"}
+    assert "the source cannot be judged" in report.variant(STATIC).reason
+    assert report.variant(STATIC).latency is not None
+
+
+def test_a_comparison_evaluates_wholly_what_an_earlier_run_gave_up(
+    screen: Screen, tmp_path: Path
+) -> None:
+    chains, cache = (Chain.parse(HOPELESS),), tmp_path / "cache"
+    part = screen(Target({}), chains=chains, cache=cache).variants[1].accuracy
+    whole = screen(Target({}), chains=chains, cache=cache, everything=True).variants[1].accuracy
+    assert part is not None
+    assert whole is not None
+    assert whole.samples > part.samples
 
 
 @pytest.mark.usefixtures("in_parts")

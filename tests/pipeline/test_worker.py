@@ -526,7 +526,7 @@ def test_a_worker_that_does_not_answer_hangs_and_is_ended(tmp_path: Path, start:
     worker = start(job(tmp_path, dense(tmp_path), ragged()))
     os.kill(worker.pid, signal.SIGSTOP)
     with pytest.raises(WorkerError, match="hung: no answer to outputs"):
-        worker.worker.call("outputs", 0.5, count=1)
+        worker.worker.call("outputs", 0.5, order=[0])
     assert wait_until(lambda: state(worker.pid) in (None, "Z"))
     worker.worker.close()
     assert state(worker.pid) is None
@@ -630,7 +630,7 @@ def test_the_copied_file_serves_a_job(tmp_path: Path) -> None:
     commands = [
         {"do": "time", "order": [0, 1], "lead_ns": 0},
         {"do": "sing"},
-        {"do": "outputs", "count": 1},
+        {"do": "outputs", "order": [0]},
         {"do": "exit"},
     ]
     done = subprocess.run(
