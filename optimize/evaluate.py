@@ -12,7 +12,7 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
-from optimize.budgets.accuracy import Accuracy, Outputs, Scores, compare
+from optimize.budgets.accuracy import RESAMPLES, Accuracy, Outputs, Scores, compare
 from optimize.candidate import LATE, Candidate, attempt, open_for
 from optimize.errors import InputError, WorkerError
 from optimize.keys import Keys
@@ -134,11 +134,14 @@ class Evaluation:
         with self.records.busy(limits.deadline):
             self._bring_source(limits, whole)
             others = [c for c in todo if c is not self.source]
-            if whole and self._broken:
+            if self._broken and (whole or not self._evaluated):
                 for candidate in todo:
                     candidate.contender.error = self._broken
             elif others:
                 self._compare_all(others, limits, whole)
+        undefined = [c for c in todo if c.accuracy is None and c.contender.error is None]
+        if undefined and not whole:  # the metric is none on the first part of their outputs
+            self.evaluate(undefined, limits, whole=True)
 
     def _bring_source(self, limits: Limits, whole: bool) -> None:
         """See to it that the source's outputs are there to compare with."""
@@ -209,11 +212,13 @@ class Evaluation:
                 whole = not self._takes_long(time.perf_counter() - begun)
             with self._scoring:  # a user's metric need not bear being called twice at once
                 accuracy = self._score(candidate, files, whole)
-            if accuracy is None:
+            whole = whole or not self._in_parts
+            if accuracy is None and whole:
                 continue
-            self._keep(candidate, accuracy, self._calls(number + 1))
-            if accuracy.provisional:
+            if accuracy is None or accuracy.provisional:
                 self._begun[name] = files
+            if accuracy is not None:
+                self._keep(candidate, accuracy, self._calls(number + 1))
             break
         candidate.spent_s += time.perf_counter() - begun
 
@@ -265,9 +270,10 @@ class Evaluation:
                 return None
             accuracy = compare(prepared.metric, scores, source, self.request.confidence)
         except InputError:
-            if len(files) == len(self._parts) or (self._in_parts and not reference):
+            if len(files) == len(self._parts):
                 raise
-            self._in_parts = False  # such as a metric that needs samples of every class
+            if reference:  # such as a metric that needs samples of every class
+                self._in_parts = False
             return None
         if not reference:
             candidate.difference = str(_difference(rows, standard))
@@ -291,6 +297,8 @@ class Evaluation:
         """Whether some samples show beyond doubt that the floor is missed on all of them."""
         if not self._may_stop(candidate):
             return False
+        if not scores.binary and scores.resampled.size < RESAMPLES:
+            return False  # a metric that takes long has too few to be sure
         error = min(HOPELESS_ERROR, 1 - self.request.confidence) / max(1, self.contenders)
         shared = 1 - error
         accuracy = compare(self.prepared.metric, scores, source, shared)

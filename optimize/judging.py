@@ -104,7 +104,13 @@ class Judging:
     def prospect(self, candidate: Candidate) -> VariantReport:
         """The same, where who will probably be kept counts as such."""
         row = self.row(candidate)
-        likely = row.status == "undecided" and self.standings.holds(candidate)
+        likely = self.standings.holds(candidate) or (
+            # Without a budget on latency, only its accuracy can be open.
+            candidate.provisional
+            and all(budget.tail is None for budget in self.request.budgets)
+            and self.may_hold(candidate)
+        )
+        likely = likely and row.status == "undecided"
         return replace(row, status="kept") if likely else row
 
     def _excess(self, candidate: Candidate) -> float:

@@ -256,17 +256,25 @@ def time_in_turns(
                 time_block(playing[index], sample_count, limits, rng, canaries, lead)
         turn += 1
         progress(contenders)
-        active = [c for c in active if not settled(c, requirement, limits)]
-        active = _still_open(active, requirement, beaten)
+        active = [c for c in active if _stays(c, requirement, limits)]
+        active = _still_open(active, requirement, limits, beaten)
+
+
+def _stays(contender: Contender, requirement: Requirement, limits: Limits) -> bool:
+    """Whether it is timed on; a reference is for as long as there are others to compare with it."""
+    if contender.reference:
+        return contender.error is None
+    return not settled(contender, requirement, limits)
 
 
 def _still_open(
-    active: Sequence[Contender], requirement: Requirement, beaten: Beaten
+    active: Sequence[Contender], requirement: Requirement, limits: Limits, beaten: Beaten
 ) -> list[Contender]:
     """Who is not beaten; the reference stays for as long as another does."""
     others = [c for c in active if not c.reference and not beaten(c)]
     references = [c for c in active if c.reference]
-    if others or any(undecided(c, requirement) and not beaten(c) for c in references):
+    alone = (c for c in references if not limits.exhausted(c.profile))
+    if others or any(undecided(c, requirement) and not beaten(c) for c in alone):
         return [*references, *others]
     return []
 

@@ -82,7 +82,7 @@ def climb(ladder: Ladder, attempt: Attempt) -> None:
     failed, keep = 0, 1
     while keep <= MOST_KEPT:
         row = attempt(ladder.step(keep))
-        if row is None or (row.status == "failed" and row.accuracy is None):
+        if row is None or row.status == "failed":
             return
         if row.status != "inaccurate" and not ladder.everything:
             middle = (failed + keep) // 2

@@ -349,13 +349,14 @@ class Screening:
 
     def _settle(self, limits: Limits, observer: Observer) -> None:
         """Evaluate on all samples who is provisional, if it matters: the best, or all compared."""
-        candidates = self._candidates
-        if self.request.objective == "accuracy" and not self.request.everything:
-            candidates = [c for c in candidates if self._judging.may_hold(c)]
-        elif not self.request.everything:
+        if self.request.everything:
+            self._settling.complete(self._candidates, limits, observer)
+        elif self.request.objective == "accuracy":
+            may_hold = [c for c in self._candidates if self._judging.may_hold(c)]
+            self._settling.complete(may_hold, limits, observer)
+        else:
             self._settle_best(limits, observer)
-            return
-        if self._settling.complete(candidates, limits, observer):
+        if self._judging.freed():
             self._revive(limits, observer)
 
     def _settle_best(self, limits: Limits, observer: Observer) -> None:

@@ -101,7 +101,8 @@ class Settling:
             fell |= self._evaluate(some, limits, observer, 0)
             for candidate in {id(c): c for c in [self.judging.candidates[0], *some]}.values():
                 candidate.contender.close()
-                if not candidate.confirmed and candidate.verdict is not None:
+                fallen = not candidate.contender.judged
+                if not candidate.confirmed and (fallen or candidate.verdict is not None):
                     self.judging.conclude(candidate)
         return fell
 
@@ -119,5 +120,6 @@ class Settling:
 
 
 def _median(candidate: Candidate) -> float:
-    samples = candidate.contender.profile.samples_ns
+    """Of the first calls, so that later ones do not change the order in which they come."""
+    samples = candidate.contender.profile.samples_ns[:INFORMATIVE_CALLS]
     return float(np.median(samples)) if samples.size else float("inf")

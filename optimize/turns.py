@@ -109,7 +109,7 @@ class Turns:
 
         with self._charged(ready):
             time_in_turns(
-                [c.contender for c in ready if not self._settled(c, limits)],
+                [c.contender for c in ready if self._plays(c, limits)],
                 self.requirement,
                 len(self.prepared.latency),
                 limits,
@@ -122,12 +122,14 @@ class Turns:
             self.keep(candidate, last=True)
             self._profile_operators(candidate, limits)
 
-    def _settled(self, candidate: Candidate, limits: Limits) -> bool:
-        return settled(candidate.contender, self.requirement, limits)
+    def _plays(self, candidate: Candidate, limits: Limits) -> bool:
+        """Whether it is timed; the source always is, as company for the others."""
+        contender = candidate.contender
+        return contender.reference or not settled(contender, self.requirement, limits)
 
     def _get_ready(self, candidate: Candidate, limits: Limits) -> None:
         open_for(self.target, candidate, limits)
-        if not self._settled(candidate, limits):
+        if self._plays(candidate, limits):
             begun = time.perf_counter()
             warm_up(candidate.contender, limits)
             candidate.spent_s += time.perf_counter() - begun

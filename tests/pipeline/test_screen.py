@@ -361,6 +361,17 @@ def test_whom_an_inaccurate_variant_beat_early_is_back(
 
 
 @pytest.mark.usefixtures("in_parts")
+@pytest.mark.parametrize("objective", ["size", "accuracy", "latency"])
+def test_without_a_budget_on_latency_something_is_chosen(objective: Any, screen: Screen) -> None:
+    budgets = (Budget.parse("size=10MB"),)
+    report = screen(Target({}), objective=objective, budgets=budgets)
+    assert report.chosen is not None
+    chosen = report.variant(report.chosen).accuracy
+    assert chosen is not None
+    assert not chosen.provisional
+
+
+@pytest.mark.usefixtures("in_parts")
 def test_who_breaks_in_the_second_part_costs_itself_only(screen: Screen) -> None:
     scripts = {"variant-1": (6.0, 6.0, 2), "variant-2": FAST}
     report = screen(Target(scripts, breaks="variant-2"))
