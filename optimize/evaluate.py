@@ -117,6 +117,14 @@ class Evaluation:
             cores = min(cores, len(self.settings.cpus))
         return max(1, cores // self.settings.threads)
 
+    def fits(self, candidates: Sequence[Candidate], limits: Limits) -> bool:
+        """Whether the rest of the samples of candidates will probably be done in time."""
+        if limits.deadline is None:
+            return True
+        rest = self._calls(2) - self._calls(1)
+        slowest = max(candidate.contender.call_ns for candidate in candidates)
+        return time.monotonic() + rest * slowest / 1e9 < limits.deadline
+
     def evaluate(
         self, candidates: Sequence[Candidate], limits: Limits, *, whole: bool = False
     ) -> None:

@@ -98,6 +98,8 @@ class Settling:
         count, fell = self.evaluation.side_by_side, False
         while todo and not limits.expired:
             some, todo = todo[:count], todo[count:]
+            if not self.evaluation.fits(some, limits):
+                break
             fell |= self._evaluate(some, limits, observer, 0)
             for candidate in {id(c): c for c in [self.judging.candidates[0], *some]}.values():
                 candidate.contender.close()
