@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -56,14 +55,6 @@ class Turns:
     keys: Keys
     standings: Standings
 
-    @contextmanager
-    def _charged(self, candidates: Iterable[Candidate]) -> Iterator[list[Candidate]]:
-        """Add what their calls take meanwhile to what was spent on candidates."""
-        ready = [(c, int(c.contender.profile.samples_ns.sum())) for c in candidates]
-        yield [candidate for candidate, _ in ready]
-        for candidate, before in ready:
-            candidate.spent_s += (int(candidate.contender.profile.samples_ns.sum()) - before) / 1e9
-
     def wants(self, candidate: Candidate, limits: Limits) -> bool:
         """Whether a candidate has to be timed, or profiled, at all."""
         contender = candidate.contender
@@ -92,6 +83,7 @@ class Turns:
         """
         ready = [c for c in racing if not limits.expired and attempt(self._get_ready, c, limits)]
         known = {c.contender.name: c for c in ready}
+        before = {c.contender.name: int(c.contender.profile.samples_ns.sum()) for c in ready}
 
         def out(candidate: Candidate) -> bool:
             return candidate.beaten_by is not None or self.standings.leads(candidate)
@@ -107,20 +99,21 @@ class Turns:
             text = f"{calls} calls timed, about {sum(left):.0f} s left"
             observer.step(len(self.standings.candidates) + done - 1 + left.count(0.0), text)
 
-        with self._charged(ready):
-            time_in_turns(
-                [c.contender for c in ready if self._plays(c, limits)],
-                self.requirement,
-                len(self.prepared.latency),
-                limits,
-                np.random.default_rng(self.request.seed),
-                progress,
-                lambda contender: self._is_done(known[contender.name]),
-                lambda contender: self.standings.waits(known[contender.name], limits),
-            )
+        time_in_turns(
+            [c.contender for c in ready if self._plays(c, limits)],
+            self.requirement,
+            len(self.prepared.latency),
+            limits,
+            np.random.default_rng(self.request.seed),
+            progress,
+            lambda contender: self._is_done(known[contender.name]),
+            lambda contender: self.standings.waits(known[contender.name], limits),
+        )
         for candidate in ready:
             self.keep(candidate, last=True)
             self._profile_operators(candidate, limits)
+            spent = int(candidate.contender.profile.samples_ns.sum())
+            candidate.spent_s += (spent - before[candidate.contender.name]) / 1e9
 
     def _plays(self, candidate: Candidate, limits: Limits) -> bool:
         """Whether it is timed; the source always is, as company for the others."""
