@@ -29,7 +29,10 @@ _ABOVE = (1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0)
 
 
 # Below half of the limit, a call is far from exceeding it.
-FAR, FAR_INFLATION = 2.0, 5.0
+FAR = 2.0
+# Slow is what exceeds the quantile that ten times the tail does, the median at most; five times if
+# the calls are far from a p99's limit.
+USUAL_TAILS, FAR_TAILS, FAR_TAIL = 10, 5, 0.01
 _SMALLEST_BATCH = 4
 
 
@@ -89,29 +92,50 @@ class TailTest:
         return self.accepts(calls + more, over + round(rate * more), inflation)
 
 
-def variance_inflation(samples: NDArray[np.int64], limit: float | None = None) -> float:
+def variance_inflation(
+    samples: NDArray[np.int64], tail: float, limit: float | None = None
+) -> float:
     """Variance inflation of the indicator "a slow call", which evidence is divided by.
 
     The mean of autocorrelated calls varies more than that of independent ones; the ratio is taken
-    over batches of sqrt(n) calls. Slow is what exceeds the samples' own p90. Where even the p90 is
-    far below ``limit``, drift among fast calls says little about exceeding it: slow is then what
-    exceeds half of the limit, and the p90's inflation counts up to 5, about the true inflation
-    at the p99 of an AR(1) process with phi = .9. See docs/decisions/0002-verdict.md.
+    over batches of sqrt(n) calls. Slow is what exceeds the samples' own p90 (for a p99; the median
+    for a p95, whose verdict takes so few calls that a slow spell hardly shows in their p90).
+    Where even that is far below ``limit``, drift among fast calls says little about exceeding it:
+    slow is then what exceeds half of the limit, and the inflation at the p95 (for a p99) counts up
+    to the true one at the budgeted percentile of an AR(1) process with phi = .9. See
+    docs/decisions/0002-verdict.md.
 
     Args:
         samples: latencies in the order in which they were measured, shape (n,).
-        limit: the budget in the samples' unit; None to ask for the p90's inflation.
+        tail: the share of calls that may exceed the budget; in (0, 1).
+        limit: the budget in the samples' unit; None to ask for the inflation as if it were near.
 
     Returns:
         At least 1.
     """
     if math.isqrt(samples.size) < _SMALLEST_BATCH:
         return 1.0
-    usual = float(np.quantile(samples, 0.9))
+    usual = _quantile(samples, USUAL_TAILS * tail)
     inflation = _batch_inflation(samples > usual)
     if limit is None or usual >= limit / FAR:
         return inflation
-    return max(_batch_inflation(samples > limit / FAR), min(inflation, FAR_INFLATION))
+    if tail <= FAR_TAIL:
+        inflation = min(inflation, _batch_inflation(samples > _quantile(samples, FAR_TAILS * tail)))
+    return max(_batch_inflation(samples > limit / FAR), min(inflation, far_inflation(tail)))
+
+
+def far_inflation(tail: float) -> float:
+    """What is the most that drift among calls far below the limit counts for.
+
+    The variance inflation of "exceeds the quantile 1 - tail" in an AR(1) process with phi = .9: 5.9
+    for a p99, 8.6 for a p95, 10.1 for a p90. Percentiles beyond the p99 count as the p99.
+    """
+    return 5.9 * math.pow(max(1.0, tail / 0.01), 0.235)
+
+
+def _quantile(samples: NDArray[np.int64], above: float) -> float:
+    """What the share ``above`` of the samples exceeds, at least their median."""
+    return float(np.quantile(samples, 1 - min(0.5, above)))
 
 
 def _batch_inflation(slow: NDArray[np.bool_]) -> float:

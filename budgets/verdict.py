@@ -106,28 +106,21 @@ def weigh(profile: Profile, requirement: Requirement) -> tuple[TailEvidence, ...
     make a good variant look slow, never a slow one fast. Only a variant whose fastest calls are
     far over the limit is rejected on a machine that is never quiet.
     """
-    inflation = variance_inflation(profile.samples_ns)
-    clean_inflation = variance_inflation(profile.clean_ns)
     return tuple(
-        _weigh(budget, budget.tail, profile, requirement, inflation, clean_inflation)
+        _weigh(budget, budget.tail, profile, requirement)
         for budget in requirement.budgets
         if budget.tail is not None
     )
 
 
-def _weigh(
-    budget: Budget,
-    tail: float,
-    profile: Profile,
-    requirement: Requirement,
-    inflation: float,
-    clean_inflation: float,
-) -> TailEvidence:
+def _weigh(budget: Budget, tail: float, profile: Profile, requirement: Requirement) -> TailEvidence:
     test = TailTest(tail, requirement.alpha, requirement.beta)
     calls, over = _count(profile.samples_ns, budget)
     clean_calls, clean_over = _count(profile.clean_ns, budget)
     decision: Decision = "undecided"
-    tempering = variance_inflation(profile.samples_ns, budget.limit)
+    inflation = variance_inflation(profile.samples_ns, tail)
+    clean_inflation = variance_inflation(profile.clean_ns, tail)
+    tempering = variance_inflation(profile.samples_ns, tail, budget.limit)
     if test.accepts(calls, over, tempering):
         decision = "accept"
     elif (

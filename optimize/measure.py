@@ -24,7 +24,7 @@ from optimize.worker import SPINNING
 BLOCK_NS = 100_000_000
 BLOCK_MOST = 50
 # Of slow calls as many as this, or a second's, so that most of the time is not the untimed lead's.
-BLOCK_LEAST, BLOCK_LONGEST_NS = 8, 1_000_000_000
+BLOCK_LEAST, BLOCK_LONGEST_NS = 16, 1_000_000_000
 # Evidence of one unbroken moment says little of the next: samples are spread over several blocks.
 MIN_BLOCKS = 5
 REFERENCE_EVERY = 4
@@ -32,7 +32,7 @@ REFERENCE_EVERY = 4
 INFORMATIVE_CALLS = 100
 INFORMATIVE_NS = 2_000_000_000
 # Until the p99 has an upper bound at 99%, for which 459 calls are the fewest; or so long.
-COMPARED_CALLS, COMPARED_NS = 500, 20_000_000_000
+COMPARED_CALLS, COMPARED_NS = 500, 10_000_000_000
 # onnxruntime's idle threads spin on for some 50 ms and would disturb whoever is timed next.
 SPIN_NS = 50_000_000
 # What marks a block as disturbed: fixed work that took longer than usual, tasks that waited for a
@@ -333,7 +333,7 @@ def time_block(
 
 
 def block_calls(call_ns: float) -> int:
-    """How many calls make a block: a tenth of a second's, but at least eight or a second's."""
+    """How many calls make a block: a tenth of a second's, but at least 16 or a second's."""
     call_ns = max(call_ns, 1)
     slow = min(BLOCK_LEAST, BLOCK_LONGEST_NS / call_ns)
     return int(min(max(1, slow, BLOCK_NS / call_ns), BLOCK_MOST))

@@ -27,7 +27,8 @@ from optimize.passes.base import Context, PassResult
 from optimize.passes.chain import Chain
 
 # Tests leave nothing in the user's cache, and find nothing there.
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="optimize-tests-")
+_CACHE = tempfile.TemporaryDirectory(prefix="optimize-tests-", ignore_cleanup_errors=True)
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
 
 # How long an example takes is no property of the code.
 hypothesis.settings.register_profile("patient", deadline=None)

@@ -38,8 +38,13 @@ class LocalWorker:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,
-                # onnxruntime's telemetry starts a thread, which a measurement can do without.
-                env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"},
+                env={
+                    **os.environ,
+                    # onnxruntime's telemetry starts a thread, which a measurement can do without.
+                    "ORT_DISABLE_TELEMETRY": "1",
+                    # What a runtime unpacks there goes with the run: the worker is killed.
+                    "TMPDIR": str(job.scratch),
+                },
             )
         self._buffer = b""
 

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import multivariate_normal, norm
 
 from optimize.budgets.sequential import TailTest, variance_inflation
 
@@ -29,11 +30,22 @@ def autocorrelated(phi: float, count: int) -> np.ndarray:
 
 def test_drift_far_below_the_limit_counts_little() -> None:
     samples = autocorrelated(0.99, 4000)
-    assert variance_inflation(samples) > 10
-    assert variance_inflation(samples, limit=1e8) == 5
-    assert variance_inflation(samples, limit=1.5e6) == variance_inflation(samples)
+    assert variance_inflation(samples, 0.01) > 10
+    assert variance_inflation(samples, 0.01, limit=1e8) == 5.9
+    assert variance_inflation(samples, 0.01, limit=1.5e6) == variance_inflation(samples, 0.01)
+
+
+@pytest.mark.parametrize("tail", [0.01, 0.05, 0.1])
+def test_drift_counts_for_the_more_the_nearer_the_percentile_is_to_the_median(tail: float) -> None:
+    """By the exact inflation of "exceeds the quantile 1 - tail" for phi = .9."""
+    z = norm.ppf(1 - tail)
+    lags = 0.9 ** np.arange(1, 80)
+    joint = [multivariate_normal.cdf([-z, -z], cov=[[1, r], [r, 1]]) for r in lags]
+    exact = 1 + 2 * sum((p - tail**2) / (tail * (1 - tail)) for p in joint)
+    counted = variance_inflation(autocorrelated(0.99, 4000), tail, limit=1e8)
+    assert counted == pytest.approx(exact, rel=0.03)
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 20])
 def test_few_or_equal_samples_have_no_inflation(count: int) -> None:
-    assert variance_inflation(np.full(count, 7, np.int64)) == 1.0
+    assert variance_inflation(np.full(count, 7, np.int64), 0.01) == 1.0

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.signal import lfilter
 from scipy.special import logsumexp
+from scipy.stats import norm
 
 from optimize.budgets.sequential import TailTest, variance_inflation
 
@@ -200,14 +201,14 @@ def ar1(phi: float, count: int, seed: int) -> NDArray[np.int64]:
 
 
 def test_independent_calls_have_hardly_any_variance_inflation() -> None:
-    found = [variance_inflation(ar1(0.0, 2500, seed)) for seed in range(40)]
+    found = [variance_inflation(ar1(0.0, 2500, seed), 0.01) for seed in range(40)]
     assert np.mean(found) < 1.2
     assert max(found) < 2
     assert min(found) >= 1
 
 
 def test_autocorrelated_calls_have_much() -> None:
-    found = [variance_inflation(ar1(0.9, 2500, seed)) for seed in range(40)]
+    found = [variance_inflation(ar1(0.9, 2500, seed), 0.01) for seed in range(40)]
     assert np.mean(found) > 4
     assert min(found) > 2
 
@@ -215,26 +216,34 @@ def test_autocorrelated_calls_have_much() -> None:
 def test_a_slow_spell_is_much_inflation() -> None:
     samples = np.full(2500, 1_000_000, np.int64)
     samples[1000:1200] = 2_000_000  # 8% of the calls, all in one spell
-    assert variance_inflation(samples) > 20
+    assert variance_inflation(samples, 0.01) > 20
 
 
 @settings(deadline=None)
-@given(st.lists(st.integers(1, 10**9), max_size=400), st.sampled_from([None, 10**6, 10**9]))
-def test_inflation_never_strengthens_evidence(values: list[int], limit: float | None) -> None:
-    assert variance_inflation(np.array(values, np.int64), limit) >= 1
+@given(
+    st.lists(st.integers(1, 10**9), max_size=400),
+    st.floats(0.0001, 0.9),
+    st.sampled_from([None, 10**6, 10**9]),
+)
+def test_inflation_never_strengthens_evidence(
+    values: list[int], tail: float, limit: float | None
+) -> None:
+    assert variance_inflation(np.array(values, np.int64), tail, limit) >= 1
 
 
-def tempered_acceptances(phi: float, q: float, runs: int) -> float:
+def tempered_acceptances(phi: float, q: float, runs: int, tail: float = 0.01) -> float:
     """Share of runs that accept at alpha = 5% when looked at every 50 calls, up to 2000."""
-    test = TailTest(0.01, 0.05, 0.05)
+    test = TailTest(tail, 0.05, 0.05)
     accepted = 0
     for seed in range(runs):
         samples = ar1(phi, 2000, seed + 10_000)
-        limit = 1e6 * math.exp(0.2 * {0.01: 2.3263, 0.0001: 3.719}[q])
-        for n in range(300, 2001, 50):
+        limit = 1e6 * math.exp(0.2 * norm.ppf(1 - q))
+        for n in range(100, 2001, 50):
             seen = samples[:n]
             over = int(np.count_nonzero(seen > limit))
-            if test.accepts(n, over) and test.accepts(n, over, variance_inflation(seen, limit)):
+            if test.accepts(n, over) and test.accepts(
+                n, over, variance_inflation(seen, tail, limit)
+            ):
                 accepted += 1
                 break
     return accepted / runs
@@ -243,6 +252,12 @@ def tempered_acceptances(phi: float, q: float, runs: int) -> float:
 def test_tempering_keeps_the_error_of_autocorrelated_calls() -> None:
     # At phi = .9 the independent test accepts 44% of models at the limit; the promise is 5%.
     assert tempered_acceptances(0.9, 0.01, 300) <= 0.05
+
+
+def test_tempering_keeps_the_error_of_a_p95_too() -> None:
+    # Its verdict takes so few calls that a slow spell hardly shows: by the inflation of their p90,
+    # 19% of models at the limit were accepted.
+    assert tempered_acceptances(0.9, 0.05, 300, tail=0.05) <= 0.06
 
 
 def test_tempering_leaves_good_models_a_chance() -> None:

@@ -234,10 +234,10 @@ def test_quick_calls_may_exceed_their_number_for_the_least_time(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("call_ms", "calls"),
-    [(0.001, 50), (2, 50), (5, 20), (12.5, 8), (50, 8), (125, 8), (250, 4), (1000, 1), (9000, 1)],
+    [(0.001, 50), (2, 50), (5, 20), (12.5, 16), (50, 16), (125, 8), (250, 4), (1000, 1), (9000, 1)],
 )
 def test_blocks_are_short_but_not_all_lead(call_ms: float, calls: int) -> None:
-    """A tenth of a second; eight calls where that is fewer; but no more than a second."""
+    """A tenth of a second; 16 calls where that is fewer; but no more than a second."""
     assert block_calls(call_ms * MS) == calls
 
 
