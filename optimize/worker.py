@@ -39,6 +39,7 @@ import signal
 import sys
 import time
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -120,6 +121,7 @@ _MEMORY = {
 GRAPH_LEVEL, THREADS = "graph_optimization_level", "intra_op_num_threads"
 SPINNING = "session.intra_op.allow_spinning"
 SHAPES = "input_shapes"
+STEADY_CALLS = 40  # that tell whether a model is warm
 
 
 def session_options(config: dict[str, str], threads: int) -> Any:
@@ -344,6 +346,8 @@ class Worker:
         self._loaded: Any = RUNTIMES[job["runtime"]](job)
         self.load_ns = time.perf_counter_ns() - start
         self._samples = Samples(Path(job["inputs"]))
+        # How long the last calls for outputs took, in nanoseconds.
+        self._warm: deque[int] = deque(maxlen=STEADY_CALLS)
         self._scratch = Path(job["scratch"])
         feed = self._samples.feed(0)
         start = time.perf_counter_ns()
@@ -402,7 +406,9 @@ class Worker:
             ]
             for index in order:
                 feed = self._samples.feed(index)
+                begun = time.perf_counter_ns()
                 values = self._runtime.run(feed if self._pre is None else self._pre(dict(feed)))
+                self._warm.append(time.perf_counter_ns() - begun)
                 for value, entry, sink in zip(values, entries, sinks, strict=True):
                     array = np.ascontiguousarray(_as_array(value))
                     entry["dtype"] = array.dtype.name
@@ -413,7 +419,10 @@ class Worker:
         return {"outputs": entries, "rss_bytes": _rss(), "peak_bytes": _peak()}
 
     def warmup(self, calls: int, most: int, seconds: float) -> dict[str, Any]:
-        """Call until steady, at least ``calls`` times and ``seconds`` long, ``most`` at most."""
+        """Call until steady, at least ``calls`` times and ``seconds`` long, ``most`` at most.
+
+        Calls that gave outputs before have warmed it up, too.
+        """
         durations: list[int] = []
         start = time.perf_counter()
         steady = False
@@ -424,7 +433,7 @@ class Worker:
             durations.append(time.perf_counter_ns() - begun)
             elapsed = time.perf_counter() - start
             if len(durations) >= calls and elapsed >= seconds:
-                steady = _steady(durations)
+                steady = _steady([*self._warm, *durations])
                 # A model of a second a call cannot be asked for 40 calls just to warm up.
                 if steady or elapsed > 10 * seconds + 5:
                     break
@@ -572,9 +581,9 @@ def _steady(durations: list[int]) -> bool:
     """Pyperf's rule on the last 40 calls: the second half is no outlier, no faster, no wilder."""
     import numpy as np
 
-    if len(durations) < 40:
+    if len(durations) < STEADY_CALLS:
         return False
-    first, second = np.array(durations[-40:-20], float), np.array(durations[-20:], float)
+    first, second = np.split(np.array(durations[-STEADY_CALLS:], float), 2)
     q1, q3 = np.quantile(second, (0.25, 0.75))
     spread = q3 - q1
     drift = (second.mean() - first.mean()) / second.mean()
