@@ -27,7 +27,7 @@ from optimize.store import Store
 
 # What is timed reaches the store this often: a kill loses no more.
 KEEP_EVERY_NS = 2_000_000_000
-_CODE = ("worker.py", "measure.py", "budgets/*.py", "explain/*.py")
+_CODE = ("worker.py", "measure.py", "scoring.py", "budgets/*.py", "explain/*.py")
 
 
 class Records:

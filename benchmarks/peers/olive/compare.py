@@ -171,6 +171,7 @@ def _side_by_side(workload: Workload, job: Any, models: list[str], folder: Path)
     options = {
         "--data": job["evaluation"], "--budget": workload.budget, "--threads": workload.threads,
         "--metric": job["metric"] or "top1", "--floor": "drop=0.5", "--out": out,
+        "--max-samples": 1000,
     }  # fmt: skip
     texts = [str(text) for pair in options.items() for text in pair]
     _run([sys.executable, "-m", "optimize", "profile", *models, *texts], folder)
