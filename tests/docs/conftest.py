@@ -62,13 +62,14 @@ class Project:
     tools: Path
     done: dict[str, tuple[int, str]] = field(default_factory=dict)
 
-    def run(self, command: str, before: int = 0) -> tuple[int, str]:
+    def run(self, step: Step, before: int = 0) -> tuple[int, str]:
         """Exit code and output of a command, after one that exited with ``before``."""
-        if command == "echo $?":
+        if step.command == "echo $?":
             return 0, str(before)
-        if command not in self.done:
-            self.done[command] = self._run(command)
-        return self.done[command]
+        words = " ".join(step.command.replace("\\\n", " ").split())
+        if words not in self.done:
+            self.done[words] = self._run(_in_shell(step, self.folder))
+        return self.done[words]
 
     def _run(self, command: str) -> tuple[int, str]:
         done = subprocess.run(
@@ -99,7 +100,7 @@ class Project:
         }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The repository's examples, with fewer images; ``optimize`` and other tools on the PATH."""
     pytest.importorskip("torch")
@@ -195,7 +196,7 @@ def check_page(project: Project) -> CheckPage:
         steps = [step for step in steps_of(page) if not step.marked]
         code = 0
         for number, step in enumerate(steps):
-            code, output = project.run(_in_shell(step, project.folder), code)
+            code, output = project.run(step, code)
             asked = steps[number + 1 :] and steps[number + 1].command == "echo $?"
             assert code == 0 or asked, f"{step.command}\nexited with {code}: {output}"
             lost = missing(step.shown, output)

@@ -1,4 +1,4 @@
-"""The commands in docs/*.md do what the pages show."""
+"""The commands in README.md and docs/*.md do what the pages show."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MARKED_AT_MOST = 6
 def tutorial(project: Project) -> None:
     """Other pages go on where the tutorial ends."""
     demo = next(step for step in steps_of("docs/tutorial.md") if "optimize " in step.command)
-    code, output = project.run(demo.command)
+    code, output = project.run(demo)
     assert code == 0, output
 
 
@@ -29,6 +29,11 @@ def test_the_tutorial_does_what_it_shows(check_page: CheckPage, project: Project
 @pytest.mark.parametrize("page", [page for page in PAGES if page != "docs/tutorial.md"])
 def test_they_do_what_the_page_shows(page: str, check_page: CheckPage, tutorial: None) -> None:
     check_page(page)
+
+
+@pytest.mark.usefixtures("own_files")
+def test_they_do_what_the_readme_shows(check_page: CheckPage, tutorial: None) -> None:
+    check_page("README.md")
 
 
 def test_few_are_left_out_and_each_with_a_reason() -> None:

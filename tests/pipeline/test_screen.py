@@ -331,7 +331,7 @@ def test_a_winner_that_proves_inaccurate_gives_way_to_whom_it_beat(
     screen: Screen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first part does not show it beyond doubt: here nothing does."""
-    monkeypatch.setattr("optimize.evaluate.HOPELESS_ERROR", 0.0)
+    monkeypatch.setattr("optimize.scoring.HOPELESS_ERROR", 0.0)
     hopeless = str(Chain.parse(HOPELESS))
     chains = tuple(map(Chain.parse, (FOLD, HOPELESS)))
     target = Target({"variant-1": (6.0, 6.0, 2), "variant-2": FAST})
@@ -346,7 +346,7 @@ def test_whom_an_inaccurate_variant_beat_early_is_back(
     screen: Screen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A median is soon shown to hold: others are given up before anybody is evaluated wholly."""
-    monkeypatch.setattr("optimize.evaluate.HOPELESS_ERROR", 0.0)
+    monkeypatch.setattr("optimize.scoring.HOPELESS_ERROR", 0.0)
     chains = tuple(map(Chain.parse, (FOLD, HOPELESS)))
     target = Target({"variant-1": (6.0, 6.0, 2), "variant-2": FAST})
     budgets = (Budget.parse("p50=20ms"),)
