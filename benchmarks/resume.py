@@ -79,7 +79,7 @@ class Place:
     def left(self) -> list[str]:
         """What lies about after the last run."""
         odd = [path.name for path in self.root.iterdir() if path.name.startswith(".")]
-        return odd + [path.name for path in self.temporary.glob("optimize-*")]
+        return odd + [path.name for path in self.temporary.iterdir()]
 
     def orphans(self) -> int:
         """Processes that still hold a file below the place, a second later."""
