@@ -122,7 +122,7 @@ def main() -> None:
 
 
 def _shares(cell: Cell, runs: int) -> Iterable[Part]:
-    size = max(1, runs // 16)
+    size = max(32, runs // 16)  # each part works out the boundaries anew
     for number, start in enumerate(range(0, runs, size)):
         count = min(size, runs - start)
         yield Part(
