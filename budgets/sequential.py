@@ -31,8 +31,9 @@ _ABOVE = (1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0)
 # Below half of the limit, a call is far from exceeding it.
 FAR = 2.0
 # Slow is what exceeds the quantile that ten times the tail does, the median at most; five times if
-# the calls are far from a p99's limit.
-USUAL_TAILS, FAR_TAILS, FAR_TAIL = 10, 5, 0.01
+# the calls are far from a p99's limit. Percentiles beyond the p99 count as the p99, for few of some
+# hundred calls exceed quantiles of their own.
+USUAL_TAILS, FAR_TAILS, P99_TAIL = 10, 5, 0.01
 _SMALLEST_BATCH = 4
 
 
@@ -115,11 +116,12 @@ def variance_inflation(
     """
     if math.isqrt(samples.size) < _SMALLEST_BATCH:
         return 1.0
+    tail = max(tail, P99_TAIL)
     usual = _quantile(samples, USUAL_TAILS * tail)
     inflation = _batch_inflation(samples > usual)
     if limit is None or usual >= limit / FAR:
         return inflation
-    if tail <= FAR_TAIL:
+    if tail == P99_TAIL:
         inflation = min(inflation, _batch_inflation(samples > _quantile(samples, FAR_TAILS * tail)))
     return max(_batch_inflation(samples > limit / FAR), min(inflation, far_inflation(tail)))
 
@@ -130,7 +132,7 @@ def far_inflation(tail: float) -> float:
     The variance inflation of "exceeds the quantile 1 - tail" in an AR(1) process with phi = .9: 5.9
     for a p99, 8.6 for a p95, 10.1 for a p90. Percentiles beyond the p99 count as the p99.
     """
-    return 5.9 * math.pow(max(1.0, tail / 0.01), 0.235)
+    return 5.9 * math.pow(max(1.0, tail / P99_TAIL), 0.235)
 
 
 def _quantile(samples: NDArray[np.int64], above: float) -> float:

@@ -17,7 +17,7 @@ from optimize.measure import Limits, OutputFile, run_outputs
 from optimize.prepare import Prepared
 from optimize.records import Records
 from optimize.request import Request
-from optimize.scoring import Parts, Scoring
+from optimize.scoring import Files, Parts, Scoring
 from optimize.targets.base import Settings, Target
 
 SHARES = ("top1", "top5", "f1")  # metrics that cannot fall below zero
@@ -120,11 +120,20 @@ class Evaluation:
         """Whether the rest of the samples of candidates will probably be done in time."""
         if limits.deadline is None:
             return True
-        rest = self._parts.calls(2) - self._parts.calls(1)
-        call_ns = max(candidate.contender.call_ns for candidate in candidates)
-        if self._scoring.evaluated < len(self._parts) and self.source not in candidates:
-            call_ns += self.source.contender.call_ns  # whose outputs they are compared with
-        return time.monotonic() + rest * call_ns / 1e9 < limits.deadline
+        # The source's outputs are what others are compared with.
+        needs_ns = self._left_ns(self.source, self._scoring.evaluated)
+        others = [
+            self._left_ns(c, len(self._begun.get(c.variant.name, ())))
+            for c in candidates
+            if c is not self.source
+        ]
+        needs_ns += max(others, default=0.0)
+        return time.monotonic() + needs_ns / 1e9 < limits.deadline
+
+    def _left_ns(self, candidate: Candidate, parts: int) -> float:
+        """How long the outputs of all but the first parts will take."""
+        calls = self._parts.calls(len(self._parts)) - self._parts.calls(parts)
+        return calls * candidate.contender.call_ns
 
     def evaluate(
         self, candidates: Sequence[Candidate], limits: Limits, *, whole: bool = False
@@ -202,10 +211,7 @@ class Evaluation:
             files.append(run_outputs(candidate.contender, order, limits, number))
             if candidate.contender.reference and not whole:
                 whole = not self._takes_long(time.perf_counter() - begun)
-            with self._lock:  # a user's metric need not bear being called twice at once
-                accuracy = self._scoring.score(candidate, files, whole)
-            if accuracy is None and candidate.contender.reference and not whole:
-                self._in_parts = False  # the metric is none on a part
+            accuracy = self._score(candidate, files, whole)
             whole = whole or not self._in_parts
             if accuracy is None and whole:
                 continue
@@ -215,6 +221,18 @@ class Evaluation:
                 self._keep(candidate, accuracy, self._parts.calls(number + 1))
             break
         candidate.spent_s += time.perf_counter() - begun
+
+    def _score(self, candidate: Candidate, files: Files, whole: bool) -> Accuracy | None:
+        """The accuracy; None if it takes more samples."""
+        try:
+            with self._lock:  # a user's metric need not bear being called twice at once
+                return self._scoring.score(candidate, files, whole)
+        except InputError:
+            if len(files) == len(self._parts):
+                raise
+            if candidate.contender.reference:
+                self._in_parts = False
+            return None
 
     def _takes_long(self, part_s: float) -> bool:
         """Whether the rest of the samples is better left for later, by what the first part took."""

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from optimize.budgets.accuracy import RESAMPLES, Accuracy, Outputs, Scores, compare
 from optimize.candidate import Candidate
-from optimize.errors import InputError
 from optimize.measure import OutputFile
 from optimize.models.data import Array
 from optimize.models.run import Difference, difference
@@ -88,7 +87,8 @@ class Scoring:
             None if it takes more samples.
 
         Raises:
-            InputError: the metric cannot be computed on all samples.
+            InputError: the metric cannot be computed on these samples, such as one that needs some
+                of every class.
         """
         prepared, reference = self.prepared, candidate.contender.reference
         rows, numbers = self._rows(files)
@@ -97,23 +97,18 @@ class Scoring:
         at = np.searchsorted(self._numbers, numbers)
         standard = {name: [arrays[i] for i in at] for name, arrays in self._outputs.items()}
         labels = None if prepared.labels is None else prepared.labels[numbers]
-        try:
-            scores = prepared.metric.score(rows, labels, standard)
-            if reference:
-                self._scores = scores
-            source = self._scores
-            assert source is not None  # the source is evaluated first
-            if at.size < len(source.rows):
-                source = Scores(source.rows[at], source.reduce)
-            part = len(files) < len(self.parts)
-            provisional = part and not self._hopeless(candidate, scores, source)
-            if provisional and whole:
-                return None
-            accuracy = compare(prepared.metric, scores, source, self.request.confidence)
-        except InputError:
-            if len(files) == len(self.parts):
-                raise
-            return None  # such as a metric that needs samples of every class
+        scores = prepared.metric.score(rows, labels, standard)
+        if reference:
+            self._scores = scores
+        source = self._scores
+        assert source is not None  # the source is evaluated first
+        if at.size < len(source.rows):
+            source = Scores(source.rows[at], source.reduce)
+        part = len(files) < len(self.parts)
+        provisional = part and not self._hopeless(candidate, scores, source)
+        if provisional and whole:
+            return None
+        accuracy = compare(prepared.metric, scores, source, self.request.confidence)
         if not reference:
             candidate.difference = str(_difference(rows, standard))
         return replace(accuracy, provisional=provisional)

@@ -480,6 +480,7 @@ class Worker:
             For each operator type its nodes, nanoseconds a call and providers, slowest first.
         """
         self._loaded = None  # a large model is not held twice
+        self._warm.clear()  # it will be loaded anew
         make = RUNTIMES[self._job["runtime"]]
         runtime: Any = make(self._job, str(self._scratch / "operators"))
         found: dict[str, dict[str, Any]] = {}

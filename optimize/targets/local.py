@@ -43,7 +43,7 @@ class LocalWorker:
                     # onnxruntime's telemetry starts a thread, which a measurement can do without.
                     "ORT_DISABLE_TELEMETRY": "1",
                     # What a runtime unpacks there goes with the run: the worker is killed.
-                    "TMPDIR": str(job.scratch),
+                    "TMPDIR": str(job.scratch.resolve()),
                 },
             )
         self._buffer = b""

@@ -35,6 +35,22 @@ def test_drift_far_below_the_limit_counts_little() -> None:
     assert variance_inflation(samples, 0.01, limit=1.5e6) == variance_inflation(samples, 0.01)
 
 
+def test_a_p99_far_below_its_limit_is_judged_by_what_is_nearer_to_it() -> None:
+    samples = autocorrelated(0.8, 4000)
+    slow = samples > np.quantile(samples, 0.95)
+    means = slow[:3969].reshape(63, 63).mean(axis=1)
+    expected = 63 * means.var(ddof=1) / slow.var()
+    assert 1 < expected < variance_inflation(samples, 0.01)
+    assert variance_inflation(samples, 0.01, limit=1e8) == pytest.approx(expected)
+
+
+def test_percentiles_beyond_the_p99_count_as_the_p99() -> None:
+    samples = autocorrelated(0.9, 300)
+    for limit in (None, 1.5e6, 1e8):
+        found = variance_inflation(samples, 0.001, limit)
+        assert found == variance_inflation(samples, 0.01, limit)
+
+
 @pytest.mark.parametrize("tail", [0.01, 0.05, 0.1])
 def test_drift_counts_for_the_more_the_nearer_the_percentile_is_to_the_median(tail: float) -> None:
     """By the exact inflation of "exceeds the quantile 1 - tail" for phi = .9."""

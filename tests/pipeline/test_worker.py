@@ -387,6 +387,22 @@ def test_a_pre_may_take_its_input_apart(tmp_path: Path, start: Start) -> None:
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_temporary_files_of_a_worker_are_in_its_scratch_folder(
+    tmp_path: Path, start: Start
+) -> None:
+    """It is killed, so that runtimes do not remove what they unpacked."""
+    file = service(
+        tmp_path,
+        "import tempfile\n\n"
+        "def pre(inputs):\n"
+        "    tempfile.mkstemp(prefix='left-')\n"
+        "    return inputs\n",
+    )
+    what = job(tmp_path, dense(tmp_path), ragged(), pre=f"{file}:pre")
+    start(what)
+    assert list(what.scratch.glob("left-*"))
+
+
 def test_what_users_print_does_not_disturb_the_answers(tmp_path: Path, start: Start) -> None:
     file = service(
         tmp_path,
