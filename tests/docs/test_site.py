@@ -91,11 +91,12 @@ def test_decisions_are_in_the_navigation(site: Path) -> None:
 def test_a_broken_link_ends_the_build(wrong: str, build: Build, tmp_path: Path) -> None:
     docs = tmp_path / "docs"
     docs.mkdir()
-    for name in ("conf.py", "limits.md", "decisions"):
-        (shutil.copytree if name == "decisions" else shutil.copy)(DOCS / name, docs / name)
-    index = "# Site\n\n```{toctree}\nlimits\ndecisions/index\n```\n\n"
+    shutil.copy(DOCS / "conf.py", docs)
+    (docs / "limits.md").write_text("# Limits\n\n## What it cannot see\n")
+    index = "# Site\n\n```{toctree}\nlimits\n```\n\n[x](limits.md#what-it-cannot-see)\n\n"
     (docs / "index.md").write_text(index)
-    assert build(docs, tmp_path / "right").returncode == 0
+    right = build(docs, tmp_path / "right")
+    assert right.returncode == 0, right.stderr
     (docs / "index.md").write_text(f"{index}{wrong}\n")
     done = build(docs, tmp_path / "wrong")
     assert done.returncode != 0
