@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 
 from optimize.budgets.profile import paired_ratio
-from optimize.doctor import same_twice
+from optimize.profiling.doctor import same_twice
 from optimize.targets.local import LocalTarget
 
 QUIET = 0.1

@@ -2,7 +2,7 @@
 
 Builds variants of the workloads (see benchmarks/workloads), of the shipped network and of the onnx
 package's own models, times each in its runtime, and divides the fastest call and the median by the
-bound of ``optimize/bound.py``. A ratio below 1 is marked, and ends it with exit code 1.
+bound of ``optimize/feasibility/bound.py``. A ratio below 1 is marked, and ends it with exit code 1.
 
     python -m benchmarks.bound WORKLOADS [--threads 1 2] [--only minilm ...] [--chains CHAIN ...]
 """
@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from optimize.bound import Bounder
-from optimize.build import Builder, Sources, Variant
+from optimize.building.build import Builder, Sources, Variant
 from optimize.errors import InputError, OptimizeError, first_cause
+from optimize.feasibility.bound import Bounder
 from optimize.installed import versions
 from optimize.models import data as samples
 from optimize.models.data import Dataset
@@ -183,7 +183,7 @@ def measure(
 
 
 def _store(folder: Path) -> Any:
-    from optimize.store import Store
+    from optimize.cache.store import Store
 
     return Store(folder / "cache")
 

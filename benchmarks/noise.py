@@ -23,8 +23,8 @@ import numpy as np
 from benchmarks.overhead import model
 from optimize.budgets.budget import Budget
 from optimize.budgets.verdict import Requirement, weigh
-from optimize.measure import Contender, Limits, open_worker, time_in_turns, warm_up
 from optimize.models.data import Dataset
+from optimize.profiling.measure import Contender, Limits, open_worker, time_in_turns, warm_up
 from optimize.targets.base import Job
 from optimize.targets.inputs import write_inputs
 from optimize.targets.local import LocalTarget

@@ -22,10 +22,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from optimize.choose import frontier
 from optimize.passes.chain import Chain
 from optimize.passes.int8 import Int8
-from optimize.report import Report, VariantReport
+from optimize.results.choose import frontier
+from optimize.results.report import Report, VariantReport
 
 FLOORS = (0.0, 0.001, 0.0025, 0.005, 0.01, 0.02)
 NOISE = 1.02  # ratios closer than this are not told apart

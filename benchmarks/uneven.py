@@ -23,7 +23,7 @@ import onnx
 import onnxruntime
 
 from optimize.passes.equalize import fold_batch_norms, pairs
-from optimize.report import Report
+from optimize.results.report import Report
 
 CHAINS = (
     "fold,fuse,int8{mode=static,per=tensor}",

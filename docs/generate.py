@@ -140,14 +140,14 @@ def _described(cls: type) -> Iterator[str]:
 
 def report_schema() -> str:
     """Every class of the report with its fields, outermost first."""
-    from optimize.report import SCHEMA, Report
+    from optimize.results.report import SCHEMA, Report
 
     parts = [
         "# The report's schema",
         f"`report.json` is one object of schema {SCHEMA}. The number is raised when a field "
         "changes its meaning or goes; new fields may come without. A run writes every field; those "
         "marked optional may be missing in files of earlier versions. Written by "
-        "`docs/generate.py` from `optimize/report.py`; for programs there is "
+        "`docs/generate.py` from `optimize/results/report.py`; for programs there is "
         "[a JSON Schema](report.schema.json).",
         'From Python: `Report.from_json(Path("report.json").read_text())`, imported from '
         "`optimize`, gives it as frozen dataclasses. None is `null` in the file.",
@@ -175,7 +175,7 @@ def json_schema() -> str:
     """The report's JSON Schema (draft 2020-12), for editors and validators."""
     from pydantic import TypeAdapter
 
-    from optimize.report import Report
+    from optimize.results.report import Report
 
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
     return json.dumps(schema | TypeAdapter(Report).json_schema(), indent=2) + "\n"

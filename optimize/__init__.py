@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from optimize.api import optimize
     from optimize.budgets.budget import Budget, Floor
     from optimize.errors import InputError, OptimizeError
-    from optimize.report import Report, Result
+    from optimize.results.report import Report, Result
 
 __version__ = "0.1.0"
 __all__ = ["Budget", "Floor", "InputError", "OptimizeError", "Report", "Result", "optimize"]
@@ -24,8 +24,8 @@ _HOMES = {
     "Floor": "optimize.budgets.budget",
     "InputError": "optimize.errors",
     "OptimizeError": "optimize.errors",
-    "Report": "optimize.report",
-    "Result": "optimize.report",
+    "Report": "optimize.results.report",
+    "Result": "optimize.results.report",
 }
 
 

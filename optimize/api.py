@@ -7,12 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from optimize.budgets.budget import Budget, Floor
-from optimize.choose import Objective
 from optimize.models.model import TensorSpec
 from optimize.models.runtimes import DEFAULT_RUNTIME
 from optimize.passes.chain import Chain
-from optimize.pipeline import run
-from optimize.report import Result
 from optimize.request import (
     DEFAULT_TIME_LIMIT_S,
     Request,
@@ -22,7 +19,10 @@ from optimize.request import (
     parse_input,
     parse_runtimes,
 )
-from optimize.state import Observer
+from optimize.results.choose import Objective
+from optimize.results.report import Result
+from optimize.run.observer import Observer
+from optimize.run.pipeline import run
 
 
 def optimize(

@@ -14,8 +14,8 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from optimize import __version__
-from optimize.cache_command import cache_app
-from optimize.check_command import check_command, init_command
+from optimize.commands.cache import cache_app
+from optimize.commands.check import check_command, init_command
 from optimize.errors import InputError, OptimizeError, first_cause
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from optimize.budgets.budget import Budget, Floor
-    from optimize.report import Result
-    from optimize.state import Observer
+    from optimize.results.report import Result
+    from optimize.run.observer import Observer
 
 EXIT_USAGE, EXIT_INTERNAL, EXIT_INTERRUPTED = 2, 70, 130
 DEFAULT = "run"
@@ -342,8 +342,8 @@ def verify_command(
     verbose: Verbose = False,
 ) -> None:
     """Judge a result folder again, on this machine."""
+    from optimize.commands.verify import Overrides, verify
     from optimize.request import parse_duration
-    from optimize.verify import Overrides, verify
 
     overrides = Overrides(source, data, metric, threads, parse_duration(time_limit))
     _finish(
@@ -362,11 +362,11 @@ def report_command(
     ] = False,
 ) -> None:
     """Print a result, and draw report.html, report.md and pictures of it again."""
-    from optimize import output
     from optimize.console import show
     from optimize.reports.folder import drawn, read, result
     from optimize.reports.page import PAGE
     from optimize.reports.terminal import plot
+    from optimize.results import output
 
     view, console = read(Path(folder)), _console()
     show(result(Path(folder)), console)
@@ -384,7 +384,7 @@ def doctor_command(
 ) -> None:
     """What this device is, how quiet it is, and how sharp a verdict can be here."""
     from optimize.console import show_examination
-    from optimize.doctor import examine
+    from optimize.profiling.doctor import examine
 
     if not 0 < seconds < 3600:
         raise InputError(f"--seconds {seconds:g} is not between 0 and 3600")
@@ -472,7 +472,7 @@ def _optimize(given: dict[str, Any], **fixed: Any) -> None:
         for name, value in given.items()
     }
     request = Request(**values, **fixed)
-    from optimize.pipeline import run
+    from optimize.run.pipeline import run
 
     _finish(_observed(lambda observer: run(request, observer), json or quiet, verbose), json, quiet)
 

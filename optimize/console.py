@@ -13,12 +13,12 @@ from rich.text import Text
 
 from optimize.budgets.accuracy import METRICS
 from optimize.budgets.budget import format_bytes
-from optimize.choose import NOISE, frontier
-from optimize.output import REPORT
-from optimize.report import AccuracyReport, LatencyReport, Report, Result, VariantReport
+from optimize.results.choose import NOISE, frontier
+from optimize.results.output import REPORT
+from optimize.results.report import AccuracyReport, LatencyReport, Report, Result, VariantReport
 
 if TYPE_CHECKING:
-    from optimize.doctor import Examination
+    from optimize.profiling.doctor import Examination
 
 _STYLES = {
     "kept": "green",

@@ -18,8 +18,8 @@ from optimize.models.export import Exported
 from optimize.models.model import Model
 from optimize.models.source import Source, detect
 from optimize.models.usercode import call, is_reference, load_function
-from optimize.report import DataReport
 from optimize.request import Request
+from optimize.results.report import DataReport
 
 Export = Callable[..., Exported]
 SYNTHETIC_SAMPLES = 32

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from optimize.budgets.budget import PERCENTILES, Budget, Floor
-from optimize.choose import Objective
 from optimize.errors import InputError
 from optimize.models.model import TensorSpec
 from optimize.models.runtimes import DEFAULT_RUNTIME, find_runtime, runtime_names
 from optimize.models.usercode import is_reference
 from optimize.passes.chain import Chain
-from optimize.search import RUNTIMES as SEARCHED
+from optimize.results.choose import Objective
+from optimize.search.search import RUNTIMES as SEARCHED
 from optimize.worker import granted_cpus
 
 DEFAULT_TIME_LIMIT_S = 600.0
@@ -246,7 +246,7 @@ def parse_duration(text: str) -> float | None:
 
 def cache_folder(given: str | None, none: bool) -> Path | None:
     """Where results of passes are kept: the folder given, the platform's, or nowhere."""
-    from optimize.store import default_folder
+    from optimize.cache.store import default_folder
 
     if none:
         return None

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from optimize.errors import InputError
-from optimize.report import Report, VariantReport
 from optimize.reports.page import NEEDS
 from optimize.reports.view import View
+from optimize.results.report import Report, VariantReport
 
 Pictures = Mapping[str, bytes]
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from optimize.report import VariantReport
 from optimize.reports import shapes
 from optimize.reports.samples import Timings
 from optimize.reports.view import Interval, Point, View, percentile
 from optimize.reports.words import STATUS
+from optimize.results.report import VariantReport
 
 Trace = dict[str, Any]
 Figure = dict[str, Any]

@@ -10,8 +10,6 @@ from typing import Any, TypeVar
 from optimize.budgets.profile import Profile
 from optimize.errors import InputError, first_cause
 from optimize.models.model import FILE_NAME
-from optimize.output import REPORT
-from optimize.report import Report, Result
 from optimize.reports import samples
 from optimize.reports.album import Shelf, remembered
 from optimize.reports.command import without_paths
@@ -20,6 +18,8 @@ from optimize.reports.page import PAGE, page
 from optimize.reports.pictures import TRADEOFF, pictures
 from optimize.reports.samples import SAMPLES
 from optimize.reports.view import View
+from optimize.results.output import REPORT
+from optimize.results.report import Report, Result
 
 T = TypeVar("T")
 

@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator
 
 from optimize.budgets.budget import format_bytes
-from optimize.report import VariantReport
 from optimize.reports.strip import strips
 from optimize.reports.view import View, device_words, percentile
 from optimize.reports.words import STATUS, Fact, facts, headline
+from optimize.results.report import VariantReport
 
 MARKDOWN = "report.md"
 SIGNS = {"good": "✅", "bad": "❌", "open": "❔", "plain": ""}

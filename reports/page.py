@@ -9,10 +9,10 @@ from typing import Any
 
 from optimize.budgets.budget import format_bytes, format_ns
 from optimize.errors import InputError
-from optimize.report import LatencyReport, VariantReport
 from optimize.reports import figures, view
 from optimize.reports.view import Stage, View
 from optimize.reports.words import STATUS, facts, headline
+from optimize.results.report import LatencyReport, VariantReport
 
 PAGE = "report.html"
 ASSETS = Path(__file__).parent / "assets"

@@ -6,8 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from optimize.budgets.accuracy import METRICS
-from optimize.report import AccuracyReport, BudgetReport, LatencyReport, Report, VariantReport
 from optimize.reports.samples import Timings
+from optimize.results.report import (
+    AccuracyReport,
+    BudgetReport,
+    LatencyReport,
+    Report,
+    VariantReport,
+)
 from optimize.targets.base import Device
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from optimize.budgets.budget import format_bytes, format_ns
-from optimize.choose import NOISE
-from optimize.report import BudgetReport, VariantReport
 from optimize.reports.view import Interval, View, percentile
+from optimize.results.choose import NOISE
+from optimize.results.report import BudgetReport, VariantReport
 
 State = Literal["good", "bad", "open", "plain"]
 STATUS = {

@@ -10,7 +10,9 @@ import numpy as np
 from optimize.budgets.accuracy import Accuracy
 from optimize.budgets.budget import Budget, Floor
 from optimize.budgets.profile import Block, Profile
-from optimize.report import (
+from optimize.reports.samples import pack, unpack
+from optimize.reports.view import View
+from optimize.results.report import (
     AccuracyReport,
     BudgetReport,
     DataReport,
@@ -23,8 +25,6 @@ from optimize.report import (
     StepReport,
     VariantReport,
 )
-from optimize.reports.samples import pack, unpack
-from optimize.reports.view import View
 from optimize.targets.base import Device
 
 HOSTILE = '<img src=x onerror="alert(1)">&amp;</script><b>|`%{x}'

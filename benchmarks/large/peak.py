@@ -133,7 +133,7 @@ def _what(command: list[str]) -> str:
     text = " ".join(command)
     if "worker.py" in text:
         return "worker"
-    return "child" if "optimize.child" in text else "command"
+    return "child" if "optimize.processes.child" in text else "command"
 
 
 def _rows(result: Path) -> list[dict[str, Any]]:

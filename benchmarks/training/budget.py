@@ -25,9 +25,9 @@ from optimize.models.model import Model
 from optimize.models.source import detect
 from optimize.passes.base import Context
 from optimize.passes.chain import Chain
+from optimize.profiling.trial import Trial
 from optimize.targets.base import Settings
 from optimize.targets.local import LocalTarget
-from optimize.trial import Trial
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "fashion"
 SHARE = 0.6

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from optimize.child import Child, Children
 from optimize.errors import OptimizeError
 from optimize.explain.evidence import Evidence, GraphFacts, Overhead, kernels
 from optimize.explain.facts import call_overhead, graph_facts, session_graph
@@ -15,6 +14,7 @@ from optimize.explain.why import why_not_faster
 from optimize.models.data import Dataset
 from optimize.models.model import Model
 from optimize.models.runtimes import DEFAULT_RUNTIME
+from optimize.processes.child import Child, Children
 
 LAYER_SAMPLES = 8
 

@@ -1,7 +1,7 @@
 """Look at a model: its graph, the graph that its session executes, and what a call costs at least.
 
-Meant for the child process (:class:`optimize.child.Child`), on the device that serves: what a
-session makes of a graph depends on the CPU.
+Meant for the child process (:class:`optimize.processes.child.Child`), on the device that
+serves: what a session makes of a graph depends on the CPU.
 """
 
 from __future__ import annotations

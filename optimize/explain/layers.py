@@ -1,7 +1,8 @@
 """Which layers cost the accuracy: tensors of the same name, before a pass and after it.
 
-Meant for the child process (:class:`optimize.child.Child`). A layer's loss is its signal-to-noise
-ratio in decibels, 10 log10(sum x^2 / sum (y - x)^2) over all samples, with x before and y after.
+Meant for the child process (:class:`optimize.processes.child.Child`). A layer's loss is its
+signal-to-noise ratio in decibels, 10 log10(sum x^2 / sum (y - x)^2) over all samples, with x before
+and y after.
 The layer to blame is not the one with the least ratio, since noise travels on, but the one whose
 output holds most noise that its inputs do not. Noise is counted as a share of all power, from 0 to
 1, so that a fall from 31 to 12 dB weighs more than one from 100 to 35, as it does for the outputs.

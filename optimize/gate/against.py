@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from optimize import output
 from optimize.budgets.accuracy import Accuracy, Outputs, compare
 from optimize.budgets.regression import (
     MOST_CHUNKS,
@@ -25,11 +24,18 @@ from optimize.budgets.regression import (
     is_look,
     ratios,
 )
-from optimize.child import Child
-from optimize.confirm import FRESH_PROCESSES
 from optimize.errors import InputError, WorkerError
 from optimize.gate.cases import Gate
-from optimize.measure import (
+from optimize.judging.screen import MEMORY_SHARE
+from optimize.models.export import Exported, load_and_export
+from optimize.models.model import FILE_NAME, Model, Signature, TensorSpec
+from optimize.models.run import run
+from optimize.models.source import detect
+from optimize.prepare import Prepared, prepare
+from optimize.processes.child import Child
+from optimize.processes.scratch import run_folder
+from optimize.profiling.confirm import FRESH_PROCESSES
+from optimize.profiling.measure import (
     Contender,
     Limits,
     block_calls,
@@ -39,15 +45,9 @@ from optimize.measure import (
     time_block,
     warm_up,
 )
-from optimize.models.export import Exported, load_and_export
-from optimize.models.model import FILE_NAME, Model, Signature, TensorSpec
-from optimize.models.run import run
-from optimize.models.source import detect
-from optimize.prepare import Prepared, prepare
-from optimize.report import Result
 from optimize.request import Request
-from optimize.scratch import run_folder
-from optimize.screen import MEMORY_SHARE
+from optimize.results import output
+from optimize.results.report import Result
 from optimize.targets.base import Settings, Target
 from optimize.targets.inputs import write_inputs
 from optimize.targets.serving import serving

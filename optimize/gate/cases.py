@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from optimize.budgets.budget import Budget, Floor
 from optimize.budgets.regression import Loss, parse_loss, parse_tolerance
 from optimize.errors import InputError, nearest
-from optimize.gate.config import ANY, HERE, Declared
+from optimize.gate.config import Declared
 from optimize.gate.devices import mismatch
+from optimize.gate.names import ANY, HERE
 from optimize.models.usercode import is_reference
 from optimize.request import (
     Request,

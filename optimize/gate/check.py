@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from optimize import output
 from optimize.errors import InputError, OptimizeError, first_cause
 from optimize.gate.against import FILE, find, hold_against
 from optimize.gate.cases import Case, Overrides, cases, gate, request
@@ -23,10 +22,11 @@ from optimize.gate.outcome import (
     with_regression,
     worst,
 )
-from optimize.pipeline import run
-from optimize.report import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_KEPT, Result
 from optimize.request import Request
-from optimize.state import Observer
+from optimize.results import output
+from optimize.results.report import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_KEPT, Result
+from optimize.run.observer import Observer
+from optimize.run.pipeline import run
 from optimize.targets.base import Target
 from optimize.targets.local import LocalTarget
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimize.errors import InputError, nearest
 from optimize.gate.lines import line_of
+from optimize.gate.names import ANY, FILE, HERE, PROJECT, TOOL
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
 
     from optimize.gate.schema import Config, ModelSection
 
-FILE, PROJECT = "optimize.toml", "pyproject.toml"
-TOOL = ("tool", "optimize")
-ANY, HERE = "any", "here"  # every device, and (as --target) those whose conditions hold here
 KeyPath = tuple[str | int, ...]
 # Folders and test cases are called so.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")

@@ -10,7 +10,10 @@ from typing import Literal
 from optimize.budgets.regression import Ratio
 from optimize.gate.against import Regression
 from optimize.gate.cases import Case
-from optimize.report import (
+from optimize.reports.command import without_paths
+from optimize.reports.view import View
+from optimize.reports.words import Fact, facts, headline
+from optimize.results.report import (
     EXIT_INTERNAL,
     EXIT_INTERRUPTED,
     EXIT_KEPT,
@@ -21,9 +24,6 @@ from optimize.report import (
     Result,
     VariantReport,
 )
-from optimize.reports.command import without_paths
-from optimize.reports.view import View
-from optimize.reports.words import Fact, facts, headline
 
 State = Literal["passed", "failed", "undecided", "error"]
 # The worst first. An input that cannot be used comes before all else, because it is for the user

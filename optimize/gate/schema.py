@@ -16,7 +16,7 @@ from pydantic_core.core_schema import NullableSchema, WithDefaultSchema
 from optimize.budgets.budget import Budget, Floor
 from optimize.budgets.regression import parse_loss, parse_tolerance
 from optimize.errors import InputError
-from optimize.gate.config import ANY
+from optimize.gate.names import ANY
 from optimize.passes.chain import Chain
 from optimize.request import parse_duration, parse_input
 

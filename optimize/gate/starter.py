@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from optimize.errors import InputError
-from optimize.gate.config import FILE
+from optimize.gate.names import FILE
 from optimize.models.model import Model
 from optimize.models.source import Source, detect
 from optimize.targets.base import Device

@@ -29,7 +29,7 @@ from optimize.gate.outcome import (
 )
 from optimize.gate.table import show
 from optimize.gate.words import answer
-from optimize.report import Result
+from optimize.results.report import Result
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,11 +15,11 @@ from running import Running
 from watched import Watched
 
 from optimize.budgets.budget import Budget
+from optimize.cache.store import Store
 from optimize.passes.chain import Chain
-from optimize.pipeline import run
-from optimize.report import Result, VariantReport
 from optimize.request import Request
-from optimize.store import Store
+from optimize.results.report import Result, VariantReport
+from optimize.run.pipeline import run
 from optimize.targets.base import Job
 
 CHAINS = ("fold,fuse", "fold,fuse,int8{mode=static}")

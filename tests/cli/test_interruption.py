@@ -65,7 +65,7 @@ def test_an_earlier_result_survives_an_interruption(
     start: Any, digits_onnx: Path, digits_npz: Path, tmp_path: Path
 ) -> None:
     from optimize.models.model import Model
-    from optimize.output import write
+    from optimize.results.output import write
 
     out = tmp_path / "out"
     write(out, '{"earlier": true}', {}, Model.read(digits_onnx), {})

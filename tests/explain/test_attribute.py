@@ -12,11 +12,11 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from optimize.child import Child
 from optimize.explain.layers import worst_layers
 from optimize.models.data import Dataset
 from optimize.models.model import Model
 from optimize.passes.base import PassResult
+from optimize.processes.child import Child
 
 if TYPE_CHECKING:
     from conftest import GraphMaker

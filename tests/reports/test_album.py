@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from made_reports import many, profile
 
-from optimize.records import Records
-from optimize.report import Report
+from optimize.cache.records import Records
+from optimize.cache.store import Store
 from optimize.reports import samples
 from optimize.reports.album import remembered
 from optimize.reports.view import View
-from optimize.store import Store
+from optimize.results.report import Report
 
 pytest.importorskip("matplotlib", reason="the extra report is not installed")
 

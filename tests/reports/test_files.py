@@ -14,9 +14,9 @@ import pytest
 from made_reports import EVERY, hostile, many, none_kept, profile
 
 from optimize.errors import InputError
-from optimize.output import add, write
 from optimize.reports import folder as reports
 from optimize.reports.samples import pack
+from optimize.results.output import add, write
 
 DRAWN = {"report.html", "report.md"} | {
     f"{name}.{kind}"

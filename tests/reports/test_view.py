@@ -21,10 +21,10 @@ from made_reports import (
 )
 
 from optimize.budgets.budget import Budget, Floor
-from optimize.report import BudgetReport, FloorReport
 from optimize.reports.shapes import log_range, log_ticks, tail_curve, tail_height, thinned
 from optimize.reports.view import View
 from optimize.reports.words import facts, headline
+from optimize.results.report import BudgetReport, FloorReport
 
 coordinate = st.integers(1, 6)
 

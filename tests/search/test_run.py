@@ -14,12 +14,12 @@ from rich.console import Console
 from watched import Watched
 
 from optimize.budgets.budget import Budget, Floor
-from optimize.build import Variant
+from optimize.building.build import Variant
 from optimize.console import SHOWN_TRIALS, show, shown
 from optimize.passes.chain import Chain
-from optimize.pipeline import run
-from optimize.report import Result
 from optimize.request import Request
+from optimize.results.report import Result
+from optimize.run.pipeline import run
 from optimize.targets.base import Job
 
 TRIALS = 4
@@ -115,7 +115,7 @@ def test_time_that_is_up_ends_the_search(again: Again) -> None:
 def test_a_failing_trial_is_a_row_and_the_search_goes_on(
     again: Again, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from optimize import beyond
+    from optimize.run import beyond
 
     build = beyond.build_one
     planned = {str(prefix) for text in PLAN for prefix in Chain.parse(text).prefixes()}

@@ -12,12 +12,12 @@ import pytest
 
 from optimize.budgets.budget import Budget, Floor
 from optimize.budgets.verdict import Requirement
-from optimize.measure import SPIN_NS, Contender, Limits, time_in_turns
 from optimize.models.model import Model
 from optimize.passes.chain import Chain
-from optimize.serve import script
+from optimize.profiling.measure import SPIN_NS, Contender, Limits, time_in_turns
+from optimize.results.serve import script
+from optimize.search.tune import sessions, thread_counts, tuned
 from optimize.targets.base import Job, Settings
-from optimize.tune import sessions, thread_counts, tuned
 from optimize.worker import SPINNING, session_options
 
 

@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optimize.budgets.budget import Budget
+from optimize.building.plan import built_in
 from optimize.errors import InputError
 from optimize.models.model import Model
 from optimize.passes.chain import Chain
-from optimize.pipeline import run
-from optimize.plan import built_in
 from optimize.request import Request
-from optimize.search import Outcome, Search, Space
+from optimize.run.pipeline import run
+from optimize.search.search import Outcome, Search, Space
 
 RUNTIMES = ("onnxruntime", "openvino")
 

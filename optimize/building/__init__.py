@@ -1,0 +1,1 @@
+"""Which chains are worth trying, and their artefacts: every step once, kept between runs."""

@@ -1,0 +1,1 @@
+"""The least latency that a model can have on this device."""

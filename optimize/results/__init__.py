@@ -1,0 +1,1 @@
+"""What a run leaves: its report, the chosen variant, and the folder that ships it."""

@@ -1,0 +1,171 @@
+"""Pick among the kept variants, and say what the nearest miss lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Literal
+
+from optimize.budgets.budget import Budget, Floor
+from optimize.results.report import AccuracyReport, VariantReport
+
+Objective = Literal["latency", "accuracy", "size"]
+# Medians timed in turns that are closer than this are not told apart on an ordinary machine.
+NOISE = 0.02
+
+
+def rank(
+    variants: Sequence[VariantReport], objective: Objective, higher_is_better: bool = True
+) -> list[VariantReport]:
+    """The kept variants, best first.
+
+    ``latency`` compares the p99; variants whose p99 bounds overlap with the fastest's are told
+    apart by their medians, and those within noise by accuracy, then by size. The others compare
+    accuracy or size first and latency next. Latencies count as multiples of the source's at the
+    same moment where that is known of all: not all rows were timed side by side.
+    """
+    kept = [v for v in variants if v.status == "kept" and v.latency and v.size_bytes]
+    sign = -1.0 if higher_is_better else 1.0
+    if not all(v.relative for v in kept):
+        kept = [replace(v, relative=None) for v in kept]
+    given = {v.chain: v for v in variants}
+
+    def accuracy(v: VariantReport) -> float:
+        # Against the source on the same samples: not all need have been evaluated on as many.
+        return sign * v.accuracy.change if v.accuracy else 0.0
+
+    if objective == "accuracy":
+        ranked = sorted(kept, key=lambda v: (accuracy(v), _tail(v)))
+    elif objective == "size":
+        ranked = sorted(kept, key=lambda v: (v.size_bytes or 0, _tail(v)))
+    else:
+        ranked = _by_latency(kept, accuracy)
+    return [given[v.chain] for v in ranked]
+
+
+def _by_latency(
+    kept: Sequence[VariantReport], accuracy: Callable[[VariantReport], float]
+) -> list[VariantReport]:
+    ranked: list[VariantReport] = []
+    left = list(kept)
+    while left:
+        best = min(left, key=_tail)
+        tied = [v for v in left if _lower(v) <= _upper(best)]
+        fastest = min(_median(v) for v in tied)
+        tied = [v for v in tied if _median(v) <= fastest * (1 + NOISE)]
+        pick = min(tied, key=lambda v: (accuracy(v), v.size_bytes or 0, _median(v)))
+        ranked.append(pick)
+        left = [v for v in left if v is not pick]
+    return ranked
+
+
+def frontier(
+    variants: Sequence[VariantReport], higher_is_better: bool = True
+) -> list[VariantReport]:
+    """The measured variants that no faster one equals in accuracy, fastest first.
+
+    Speed is that against the source, as both were timed in turns; the source's own is 1.
+    """
+    sign = 1.0 if higher_is_better else -1.0
+    measured = [(v, v.accuracy) for v in variants if v.latency and v.accuracy]
+    best, found = float("-inf"), []
+    for variant, accuracy in sorted(measured, key=lambda pair: -(pair[0].speedup or 1.0)):
+        if sign * accuracy.change > best:
+            best = sign * accuracy.change
+            found.append(variant)
+    return found
+
+
+def nearest_miss(
+    variants: Sequence[VariantReport], budgets: Sequence[Budget], floor: Floor | None
+) -> str | None:
+    """Name the variant that misses by the smallest factor, and what it would have to gain."""
+    candidates = []
+    for variant in variants:
+        if variant.status in ("failed", "skipped", "kept"):
+            continue
+        lacks = list(_lacks(variant, budgets, floor))
+        if lacks:
+            candidates.append((max(factor for factor, _ in lacks), variant, lacks))
+    if not candidates:
+        return None
+    _, variant, lacks = min(candidates, key=lambda item: item[0])
+    return f"{variant.chain}: {'; '.join(sentence for _, sentence in lacks)}"
+
+
+def _lacks(
+    variant: VariantReport, budgets: Sequence[Budget], floor: Floor | None
+) -> list[tuple[float, str]]:
+    lacks = []
+    for budget in budgets:
+        have = _measured(variant, budget)
+        if have is not None and have > budget.limit:
+            factor = have / budget.limit
+            over = budget.amount(have - budget.limit)
+            lacks.append(
+                (
+                    factor,
+                    f"{budget.quantity} of {budget.amount(have)} is {factor:.2f}x "
+                    f"the budget, {over} too much",
+                )
+            )
+    accuracy = variant.accuracy
+    if variant.status == "inaccurate" and accuracy and floor:
+        limit = _floor_value(accuracy, floor)
+        factor = 1 + abs(accuracy.value - limit) / max(abs(limit), 1e-12)
+        lacks.append(
+            (
+                factor,
+                f"{accuracy.metric} of {accuracy.value:.4f} against "
+                f"{accuracy.source_value:.4f} of the source misses {floor}",
+            )
+        )
+    if not lacks and variant.status == "undecided" and variant.latency:
+        lacks.append((1.0, variant.reason))
+    return lacks
+
+
+def _floor_value(accuracy: AccuracyReport, floor: Floor) -> float:
+    """The value of the metric that a variant which misses the floor would have to reach."""
+    if floor.kind == "absolute":
+        return floor.value
+    drop = floor.value * (abs(accuracy.source_value) if floor.kind == "relative" else 1.0)
+    return accuracy.source_value + (drop if accuracy.change > 0 else -drop)
+
+
+def _measured(variant: VariantReport, budget: Budget) -> float | None:
+    if budget.quantity == "size":
+        return float(variant.size_bytes) if variant.size_bytes else None
+    if variant.latency is None:
+        return None
+    if budget.quantity == "memory":
+        peak = variant.latency.peak_memory_bytes
+        return None if peak is None else float(peak)
+    name = {"p99.9": "p999_ms"}.get(budget.quantity, f"{budget.quantity}_ms")
+    return float(getattr(variant.latency, name)) * 1e6
+
+
+def _tail(variant: VariantReport) -> float:
+    if variant.relative:
+        return variant.relative.p99
+    return variant.latency.p99_ms if variant.latency else float("inf")
+
+
+def _median(variant: VariantReport) -> float:
+    if variant.relative:
+        return variant.relative.p50
+    return variant.latency.p50_ms if variant.latency else float("inf")
+
+
+def _lower(variant: VariantReport) -> float:
+    bound = variant.latency.p99_lower_ms if variant.latency else None
+    if variant.relative:
+        bound = variant.relative.p99_lower
+    return _tail(variant) if bound is None else bound
+
+
+def _upper(variant: VariantReport) -> float:
+    bound = variant.latency.p99_upper_ms if variant.latency else None
+    if variant.relative:
+        bound = variant.relative.p99_upper
+    return float("inf") if bound is None else bound

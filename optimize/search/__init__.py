@@ -1,0 +1,1 @@
+"""Beyond the plan: other options and chains, mixed precision, and session options."""

@@ -1,0 +1,92 @@
+"""Mixed precision: from a uniform INT8 strategy, leave ever more layers in float.
+
+Which layers is the pass's own choice, by accuracy recovered per microsecond lost; how many is
+found here, by measured accuracy: the number is doubled until the floor holds, then halved back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from optimize.models.runtimes import DEFAULT_RUNTIME
+from optimize.passes.chain import Chain
+from optimize.passes.int8 import Int8
+from optimize.results.report import VariantReport
+
+Attempt = Callable[[Chain], VariantReport | None]
+MOST_BASES, MOST_KEPT = 2, 32
+# 1, 2, 4, ... layers from each base, and one try in the middle.
+MOST_ATTEMPTS = MOST_BASES * (MOST_KEPT.bit_length() + 1)
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """A uniform strategy to start from.
+
+    Attributes:
+        base: its chain, which ends in ``int8``.
+        everything: whether to climb on after the floor holds, to show the whole frontier.
+    """
+
+    base: Chain
+    everything: bool = False
+
+    def step(self, keep: int) -> Chain:
+        """The same chain with ``keep`` layers in float."""
+        *first, last = self.base.passes
+        assert isinstance(last, Int8)  # by ladders()
+        return Chain((*first, replace(last, keep=keep)), self.base.runtime)
+
+
+def ladders(rows: Sequence[VariantReport], everything: bool) -> list[Ladder]:
+    """The uniform strategies that are worth going on from, fastest first.
+
+    These are the ones that miss the floor and are faster than every variant that holds it; with
+    ``everything``, the fastest ones, whether they hold it or not.
+    """
+    kept = [row.latency.p50_ms for row in rows if row.status == "kept" and row.latency]
+    best = min(kept, default=float("inf"))
+    bases = [
+        (row.latency.p50_ms, chain)
+        for row in rows
+        if row.latency and (everything or row.status == "inaccurate")
+        if (chain := Chain.parse(row.chain)) and _can_mix(chain)
+        if everything or row.latency.p50_ms < best
+    ]
+    fastest = sorted(bases, key=lambda base: base[0])[:MOST_BASES]
+    return [Ladder(chain, everything) for _, chain in fastest]
+
+
+def reserve(chains: Iterable[Chain]) -> int:
+    """How many variants may come of a plan, for which a share of the error is set aside."""
+    return MOST_ATTEMPTS if any(map(_can_mix, chains)) else 0
+
+
+def _can_mix(chain: Chain) -> bool:
+    last = chain.passes[-1] if chain.passes else None
+    return (
+        chain.runtime == DEFAULT_RUNTIME
+        and isinstance(last, Int8)
+        and last.engine == "onnxruntime"
+        and last.mode != "weights"
+        and last.keep == 0
+    )
+
+
+def climb(ladder: Ladder, attempt: Attempt) -> None:
+    """Double the number of float layers until the floor holds, then try the middle.
+
+    ``attempt`` builds and evaluates a chain; None if it gave no new model.
+    """
+    failed, keep = 0, 1
+    while keep <= MOST_KEPT:
+        row = attempt(ladder.step(keep))
+        if row is None or row.status == "failed":
+            return
+        if row.status != "inaccurate" and not ladder.everything:
+            middle = (failed + keep) // 2
+            if failed < middle < keep:
+                attempt(ladder.step(middle))
+            return
+        failed, keep = keep, 2 * keep

@@ -1,0 +1,180 @@
+"""Bounds of a run's models: what is kept, what must not fail, and which precision counts."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made_reports import profile
+
+from optimize.budgets.budget import Budget
+from optimize.building.plan import built_in
+from optimize.cache.entries import key_of
+from optimize.cache.store import Store
+from optimize.feasibility.bound import Bounder, _in_time, changes_architecture, typical
+from optimize.models.data import Dataset
+from optimize.passes.chain import Chain
+from optimize.processes.child import Child, ChildDied
+from optimize.results.report import LatencyReport, VariantReport
+from optimize.targets.local import LocalTarget
+
+VERSIONS = {"onnxruntime": "1", "numpy": "1"}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store(tmp_path / "cache") as opened:
+        yield opened
+
+
+def bounder(store: Store | None) -> Bounder:
+    return Bounder(LocalTarget().device(), 1, VERSIONS, store)
+
+
+class NoChild:
+    def call(self, *_: Any) -> Any:
+        raise AssertionError("what is kept is not made again")
+
+    def close(self) -> None:
+        pass
+
+
+def test_peaks_and_costs_are_kept(graph: Any, rows: Dataset, store: Store) -> None:
+    model = graph.linear()
+    first = bounder(store)
+    bounds = first.judge_source(model, rows)
+    assert first.notes == []
+    assert bounds is not None
+    assert bounds.cost.direct.total == 2 * 64 * 64
+    assert bounds.peaks.gops["int8"] >= 4 * bounds.peaks.gops["float32"] > 0
+    first.settle()
+    again = bounder(store)
+    again._child = NoChild()  # type: ignore[assignment]
+    again.prepare()
+    assert again.judge_source(model, rows) == first.source
+    again.settle()
+    assert first.source is not None
+    assert again.bound(model, Chain.parse("fold")) == first.source.ms["float32"]
+
+
+def test_a_glance_says_what_is_possible_and_a_longer_look_what_is_not(
+    graph: Any, rows: Dataset, store: Store
+) -> None:
+    model, known = graph.linear(), bounder(store)
+    key = key_of(known._peak_parts())
+    known.prepare()
+    seen = known.judge_source(model, rows)
+    assert seen is not None
+    assert known.infeasible([Budget.parse("p99=1s")]) is None
+    assert store.document(key) is None
+    found = known.infeasible([Budget.parse("p99=1ns")])
+    assert found is not None
+    assert found.factor > 100
+    assert store.document(key) is not None
+    settled = known.source
+    assert settled is not None
+    assert all(settled.ms[precision] <= seen.ms[precision] for precision in seen.ms)
+    known._child = NoChild()  # type: ignore[assignment]
+    assert known.infeasible([Budget.parse("p99=1ns")]) == found
+
+
+def test_who_has_no_time_gets_no_bound_but_what_is_known(
+    graph: Any, rows: Dataset, store: Store
+) -> None:
+    model = graph.linear()
+    hurried = bounder(store)
+    hurried.hurried = True
+    assert hurried.judge_source(model, rows) is None
+    assert "the time limit leaves no time" in hurried.notes[0]
+    other = bounder(store)
+    assert other.judge_source(model, rows) is not None
+    other.settle()
+    assert hurried.judge_source(model, rows) is not None
+
+
+def test_a_bound_that_was_beaten_is_none_and_the_peaks_are_forgotten(
+    graph: Any, rows: Dataset, store: Store
+) -> None:
+    model, known = graph.linear(), bounder(store)
+    bounds = known.judge_source(model, rows)
+    assert bounds is not None
+    known.settle()
+    row = VariantReport("source", "onnxruntime", "kept", "", LatencyReport.of(profile(1.0), 0.99))
+    assert known.checked(row, 0.5).bound_ms == 0.5
+    assert known.checked(row, None).bound_ms is None
+    assert known.notes == []
+    assert known.checked(row, 2.0).bound_ms is None
+    assert "faster than its bound" in known.notes[0]
+    assert store.document(key_of(known._peak_parts())) is None
+
+
+def test_what_cannot_be_counted_has_no_bound_and_a_note(
+    graph: Any, rows: Dataset, store: Store
+) -> None:
+    model = graph.linear()
+    model.path.write_bytes(b"no graph")
+    lost = bounder(store)
+    assert lost.judge_source(model, rows) is None
+    assert len(lost.notes) == 1
+    assert lost.notes[0].startswith("no bound of the latency is known: ")
+    assert lost.bound(model, Chain()) is None
+    assert lost.planned(Chain()) is None
+
+
+def test_what_takes_too_long_is_given_up() -> None:
+    child = Child()
+    with pytest.raises(ChildDied, match="SIGALRM"):
+        child.call(_in_time, 1, partial(time.sleep, 60))
+    assert child.call(_in_time, 1, partial(abs, -3)) == 3
+    child.close()
+
+
+def test_a_typical_call_is_below_the_median(graph: Any) -> None:
+    rng = np.random.default_rng(0)
+    arrays = [np.zeros((1, n), np.float32) for n in rng.permutation(np.arange(1, 101))]
+    size = next(iter(typical(Dataset("x", {"x": arrays})).values())).size
+    assert 25 <= size <= 35
+
+
+def test_chains_that_leave_operations_out_are_not_bound_by_the_source(
+    graph: Any, rows: Dataset, store: Store
+) -> None:
+    assert changes_architecture(Chain.parse("prune{on=module,ratio=0.5},fold"))
+    assert not changes_architecture(Chain.parse("fold,fuse,int8{mode=static}"))
+    runtimes = ("onnxruntime", "openvino")
+    plan = built_in(graph.linear(), True, runtimes, everything=True)
+    assert [str(chain) for chain in plan if changes_architecture(chain)] == []
+    known = bounder(store)
+    model = graph.linear()
+    bounds = known.judge_source(model, rows)
+    assert bounds is not None
+    compiled = replace(model, format="openvino")
+    assert known.bound(compiled, Chain.parse("fold@openvino")) == bounds.floor_ms
+    assert known.bound(compiled, Chain.parse("prune{ratio=0.5}@openvino")) is None
+    hinted = model.configured({"INFERENCE_PRECISION_HINT": "bf16"})
+    assert known.bound(hinted, Chain.parse("bf16@openvino")) == bounds.ms.get("bfloat16")
+    assert known.planned(Chain.parse("fold,int8{mode=static}")) == bounds.ms["int8"]
+    assert known.planned(Chain.parse("fold,fuse,fp16")) == bounds.ms["float16"]
+    assert known.planned(Chain.parse("int8{mode=weights,bits=4}")) == bounds.ms["int4"]
+    assert known.planned(Chain.parse("prune{ratio=0.5}")) is None
+
+
+def test_what_is_begun_is_neither_waited_for_nor_heard() -> None:
+    child = Child()
+    child.begin(int, "no number")
+    child.begin(time.sleep, 0.2)
+    assert child.call(abs, -3) == 3
+    child.begin(time.sleep, 60)
+    child.close()
+    assert child.call(abs, -4) == 4
+    child.begin(os._exit, 7)
+    with pytest.raises(ChildDied, match="code 7"):
+        child.call(abs, -5)
+    child.close()
