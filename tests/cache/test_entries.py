@@ -8,9 +8,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from cache.conftest import MakeFolder, contents
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from cache.conftest import MakeFolder, contents
 
 from optimize.cache.entries import key_of
 from optimize.cache.store import Store
