@@ -1,25 +1,20 @@
-"""``optimize check`` and ``optimize init``: the build step. Heavy imports wait for a run."""
+"""``optimize check``: the build step. Heavy imports wait for a run."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from optimize.commands.options import Cache, NoCache, Quiet, Verbose
+from optimize.commands.terminal import EXIT_USAGE, console, observed
 
+if TYPE_CHECKING:
     from optimize.gate.check import Asked, Checked
     from optimize.gate.config import ConfigError, Declared
     from optimize.gate.outcome import Outcome
-    from optimize.run.observer import Observer
-
-EXIT_USAGE = 2
 
 
 def check_command(
@@ -71,14 +66,10 @@ def check_command(
     metric_tolerance: Annotated[
         str | None, typer.Option(help="How much of the metric may be lost: 0.01, 1% or none.")
     ] = None,
-    cache: Annotated[
-        str | None, typer.Option(help="Folder kept between runs.  [default: ~/.cache/optimize]")
-    ] = None,
-    no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Keep nothing, and use nothing kept.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print only the answer.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Print every step.")] = False,
+    cache: Cache = None,
+    no_cache: NoCache = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Judge all declared models, print one table, and exit by the worst outcome.
 
@@ -128,31 +119,6 @@ def check_command(
     raise typer.Exit(checked.exit_code)
 
 
-def init_command(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="As for optimize MODEL.")],
-    out: Annotated[str, typer.Option(metavar="FILE", help="What to write.")] = "optimize.toml",
-    force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
-) -> None:
-    """Write a first optimize.toml from what the model and the folder around it tell."""
-    from optimize.errors import InputError
-    from optimize.gate.starter import refuse_to_overwrite, starter
-    from optimize.targets.local import LocalTarget
-
-    file = Path(out)
-    if not force:
-        refuse_to_overwrite(file)
-    source = Path(model)
-    if not source.is_absolute() and file.parent != Path():
-        source = Path(os.path.relpath(source, file.parent))
-    text = starter(Path(model), source, LocalTarget().device())
-    try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{file} cannot be written: {error.strerror}") from None
-    typer.echo(text, nl=False)
-    typer.echo(f"\nWritten to {file}. Set the budget, then run: optimize check", err=True)
-
-
 def _read(file: Path) -> Declared:
     """The declared file; each of its mistakes is a line of its own."""
     from optimize.gate.config import ConfigError, read
@@ -198,32 +164,12 @@ def _validated(options: dict[str, Any]) -> dict[str, Any]:
 def _run(declared: Declared, asked: Asked, quiet: bool, verbose: bool) -> Checked:
     from optimize.gate.check import check
 
-    with _observer(quiet, verbose) as observer:
+    with observed(quiet, verbose) as observer:
 
         def done(outcome: Outcome) -> None:
             observer.note(f"{outcome.case.label}: {outcome.state}")
 
         return check(declared, asked, observer, done)
-
-
-@contextlib.contextmanager
-def _observer(quiet: bool, verbose: bool) -> Iterator[Observer]:
-    """Who is told how it goes on; a metric that prints must not spoil what is read from us."""
-    from rich.console import Console
-
-    from optimize.console import Bar, Lines
-    from optimize.run.observer import Silent
-
-    console = Console(stderr=True)
-    with contextlib.redirect_stdout(sys.stderr):
-        if quiet:
-            yield Silent()
-            return
-        shown = Bar(console) if console.is_terminal and not verbose else Lines(console, verbose)
-        try:
-            yield shown
-        finally:
-            shown.close()
 
 
 def _tell(checked: Checked, declared: Declared, junit: Path | None, quiet: bool) -> None:
@@ -237,7 +183,7 @@ def _tell(checked: Checked, declared: Declared, junit: Path | None, quiet: bool)
     if quiet:
         typer.echo(answer(checked))
     else:
-        show(checked, _console())
+        show(checked, console())
     if _on_github():
         for line in github.errors(checked, declared.file):
             typer.echo(line)
@@ -273,10 +219,3 @@ def _refuse_unwritable(junit: Path) -> None:
 
 def _on_github() -> bool:
     return os.environ.get("GITHUB_ACTIONS") == "true"
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    # A log has no width of its own: never cut a figure there.
-    return Console(width=None if sys.stdout.isatty() else 200, highlight=False)

@@ -87,7 +87,7 @@ def test_bad_input_raises_one_sentence(
 
 
 def test_every_option_of_the_command_is_an_argument() -> None:
-    from optimize.cli import run_command
+    from optimize.commands.run import run_command
 
     words = set(inspect.signature(run_command).parameters) - {"json", "quiet", "verbose"}
     renamed = {"chain": "chains", "input": "inputs", "time_limit": "time_limit_s"}
