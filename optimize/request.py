@@ -14,7 +14,7 @@ from optimize.models.runtimes import DEFAULT_RUNTIME, find_runtime, runtime_name
 from optimize.models.usercode import is_reference
 from optimize.passes.chain import Chain
 from optimize.results.choose import Objective
-from optimize.search.search import RUNTIMES as SEARCHED
+from optimize.search.space import RUNTIMES as SEARCHED
 from optimize.worker import granted_cpus
 
 DEFAULT_TIME_LIMIT_S = 600.0

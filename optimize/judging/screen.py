@@ -28,7 +28,7 @@ from optimize.profiling.confirm import FRESH_PROCESSES, Confirmation, processes
 from optimize.profiling.measure import Contender, Limits
 from optimize.request import Request
 from optimize.results.report import VariantReport
-from optimize.search.search import Outcome
+from optimize.search.study import Outcome
 from optimize.targets.base import Settings, Target
 from optimize.targets.inputs import write_inputs
 from optimize.targets.serving import serving

@@ -15,7 +15,9 @@ from optimize.results.report import VariantReport
 from optimize.run.observer import Observer
 from optimize.run.state import RunState
 from optimize.run.variants import SCREEN_SHARE, build_one, take_up
-from optimize.search import mixed, search, tune
+from optimize.search import mixed, tune
+from optimize.search.space import Space
+from optimize.search.study import Search, gain
 
 
 def mix(state: RunState, screening: Screening, observer: Observer) -> None:
@@ -81,7 +83,7 @@ def search_on(state: RunState, screening: Screening, observer: Observer) -> None
     limits, planned = state.limits(SCREEN_SHARE), screening.rows()
     builder.until(limits.deadline)
     tuned = (0, *tune.thread_counts(state.settings.threads, _most_threads(state)))
-    space = search.Space.of(
+    space = Space.of(
         [Chain.parse(row.chain) for row in planned],
         prepared.exported.model,
         prepared.calibration is not None,
@@ -90,7 +92,7 @@ def search_on(state: RunState, screening: Screening, observer: Observer) -> None
     )
     known = dict.fromkeys(state.order) | {r.chain: screening.outcome(r.chain) for r in planned}
     better_up = prepared.metric.higher_is_better
-    walk = search.Search(space, request.seed, better_up, known)
+    walk = Search(space, request.seed, better_up, known)
     observer.stage("search", 0)
     made = 0
     while made < request.trials and not limits.expired and (chain := walk.ask()):
@@ -104,7 +106,7 @@ def search_on(state: RunState, screening: Screening, observer: Observer) -> None
         made += taken or variant.problem == "failed"
     ranked = rank(screening.prospects(), request.objective, better_up)
     why = "" if made == request.trials else _ended(limits)
-    state.notes.append(f"{made} of {request.trials} trials made{why}; {search.gain(ranked)}")
+    state.notes.append(f"{made} of {request.trials} trials made{why}; {gain(ranked)}")
 
 
 def _ended(limits: Limits) -> str:

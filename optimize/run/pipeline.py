@@ -31,7 +31,7 @@ from optimize.run.observer import Observer, Silent
 from optimize.run.state import RunState
 from optimize.run.summary import finish
 from optimize.run.variants import SCREEN_SHARE, build_all, exporter, planned
-from optimize.search import mixed, search
+from optimize.search import mixed, study
 from optimize.targets.base import Device, Settings, Target
 from optimize.targets.local import LocalTarget
 from optimize.worker import granted_cpus
@@ -54,7 +54,7 @@ def run(request: Request, observer: Observer | None = None, target: Target | Non
     """
     clock, target = Clock(observer or Silent()), target or LocalTarget()
     if request.trials:
-        search.check_installed()
+        study.check_installed()
     if request.folder is not None:
         output.check_writable(request.folder)
     device = target.device()

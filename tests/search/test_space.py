@@ -19,7 +19,8 @@ from optimize.models.model import Model
 from optimize.passes.chain import Chain
 from optimize.request import Request
 from optimize.run.pipeline import run
-from optimize.search.search import Outcome, Search, Space
+from optimize.search.space import Space
+from optimize.search.study import Outcome, Search
 
 RUNTIMES = ("onnxruntime", "openvino")
 
