@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from optimize.commands.options import Data, Json, MetricName, Quiet, Threads, TimeLimit, Verbose
+from optimize.commands.options import (
+    Cache,
+    Data,
+    Json,
+    MetricName,
+    NoCache,
+    Quiet,
+    Threads,
+    TimeLimit,
+    Verbose,
+)
 from optimize.commands.terminal import finish, observed
 
 
@@ -18,15 +28,18 @@ def verify_command(
     metric: MetricName = None,
     threads: Threads = None,
     time_limit: TimeLimit = "10m",
+    cache: Cache = None,
+    no_cache: NoCache = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Judge a result folder again, on this machine."""
-    from optimize.request import parse_duration
+    from optimize.request import cache_folder, parse_duration
     from optimize.run.verify import Overrides, verify
 
-    overrides = Overrides(source, data, metric, threads, parse_duration(time_limit))
+    limit = parse_duration(time_limit)
+    overrides = Overrides(source, data, metric, threads, limit, cache_folder(cache, no_cache))
     with observed(json or quiet, verbose) as observer:
         result = verify(Path(folder), overrides, observer)
     finish(result, json, quiet)

@@ -160,7 +160,7 @@ def row(
         explanation=candidate.explanation,
         trial=variant.trial,
         relative=RelativeReport.of(everyone[0].screened, candidate.screened, confidence),
-        recalled=bool(profile.blocks) and candidate.recalled == len(candidate.screened.blocks),
+        recalled=0 < candidate.recalled == len(candidate.screened.blocks),
     )
 
 

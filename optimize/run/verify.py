@@ -26,13 +26,18 @@ from optimize.targets.local import LocalTarget
 
 @dataclass(frozen=True)
 class Overrides:
-    """What may be said anew; None keeps what the folder says."""
+    """What may be said anew; None keeps what the folder says.
+
+    Attributes:
+        cache: where the source's export may be kept; what is measured is measured again.
+    """
 
     source: str | None = None
     data: str | None = None
     metric: str | None = None
     threads: int | None = None
     time_limit_s: float | None = None
+    cache: Path | None = None
 
 
 def verify(
@@ -91,25 +96,59 @@ def _request(
     folder: Path, manifest: dict[str, Any], report: Report, overrides: Overrides
 ) -> Request:
     arguments = _placed(manifest["arguments"], folder.resolve().parent)
-    if overrides.metric and overrides.metric != arguments["metric"]:
+    _refuse_another_metric(folder, arguments["metric"], report, overrides)
+    source = Path(overrides.source or arguments["model"])
+    if overrides.source and not source.exists():
+        raise InputError(f"--source {source} does not exist")
+    request = _as_it_was(folder, arguments, manifest, report, overrides)
+    unchanged = source.exists() and detect(source).digest == manifest["source_digest"]
+    if overrides.source or unchanged:
+        return replace(
+            request,
+            model=source,
+            rivals=(folder,),
+            labels=("source", manifest["chain"]),
+            reference_only=True,
+        )
+    if manifest.get("format", "onnx") != "onnx" or manifest["runtime"] != DEFAULT_RUNTIME:
+        raise InputError(
+            f"{folder} is served by {manifest['runtime']} and compared with its source, "
+            f"and {source} is not here as it was; give --source"
+        )
+    floor = _absolute(request.floor, report, source)
+    return replace(request, labels=(manifest["chain"],), floor=floor)
+
+
+def _refuse_another_metric(
+    folder: Path, was: str | None, report: Report, overrides: Overrides
+) -> None:
+    """Another file may hold the metric now, but not another metric."""
+    if not overrides.metric or overrides.metric == was:
+        return
+    if Path(overrides.metric.rpartition(":")[0]).name != _file_name(was):
         judged = report.floor.metric if report.floor else "no metric"
-        if Path(overrides.metric.rpartition(":")[0]).name != _file_name(arguments["metric"]):
-            raise InputError(
-                f"{folder} was judged by {judged}; judge another metric with optimize profile"
-            )
+        raise InputError(
+            f"{folder} was judged by {judged}; judge another metric with optimize profile"
+        )
+
+
+def _as_it_was(
+    folder: Path,
+    arguments: dict[str, Any],
+    manifest: dict[str, Any],
+    report: Report,
+    overrides: Overrides,
+) -> Request:
+    """The folder's model alone, asked what it was asked when it was made."""
     data = overrides.data or arguments["data"]
     if data is not None:
         file = data.rpartition(":")[0] if is_reference(data) else data
         if not Path(file).exists():
             raise InputError(f"the data {file} are not here; give --data")
-    source = Path(overrides.source or arguments["model"])
-    if overrides.source and not source.exists():
-        raise InputError(f"--source {source} does not exist")
-    floor = _floor(report)
-    common = Request(
+    return Request(
         model=folder / FILE_NAME,
         budgets=tuple(Budget.parse(budget.text) for budget in report.budgets),
-        floor=floor,
+        floor=_floor(report),
         data=data,
         calibration=arguments["calibration"],
         metric=overrides.metric or arguments["metric"],
@@ -127,23 +166,9 @@ def _request(
         pre=arguments["pre"],
         post=arguments["post"],
         as_is=True,
+        cache=overrides.cache,
+        fresh=True,
     )
-    unchanged = source.exists() and detect(source).digest == manifest["source_digest"]
-    if overrides.source or unchanged:
-        return replace(
-            common,
-            model=source,
-            rivals=(folder,),
-            labels=("source", manifest["chain"]),
-            reference_only=True,
-        )
-    if manifest.get("format", "onnx") != "onnx" or manifest["runtime"] != DEFAULT_RUNTIME:
-        raise InputError(
-            f"{folder} is served by {manifest['runtime']} and compared with its source, "
-            f"and {source} is not here as it was; give --source"
-        )
-    common = replace(common, labels=(manifest["chain"],))
-    return replace(common, floor=_absolute(floor, report, source))
 
 
 def _placed(arguments: dict[str, Any], parent: Path) -> dict[str, Any]:
