@@ -166,6 +166,9 @@ def profile_command(
     input: Inputs = None,
     arch: Arch = None,
     trust_pickle: TrustPickle = False,
+    cache: Cache = None,
+    no_cache: NoCache = False,
+    fresh: Fresh = False,
     out: Out = None,
     seed: Seed = 0,
     json: Json = False,
@@ -192,8 +195,7 @@ def _optimize(given: dict[str, Any], **fixed: Any) -> None:
     )
 
     json, quiet, verbose = (given.pop(name) for name in ("json", "quiet", "verbose"))
-    if "no_cache" in given:
-        given["cache"] = cache_folder(given["cache"], given.pop("no_cache"))
+    given["cache"] = cache_folder(given["cache"], given.pop("no_cache"))
     read: dict[str, Callable[[Any], Any]] = {
         "model": Path,
         "chain": lambda texts: parse_chains(texts or ()),

@@ -61,6 +61,8 @@ class Keys:
             "artefact": candidate.model.digest,
             "settings": asdict(candidate.contender.job.settings),
             "batch": self.prepared.batch,
+            # A model may be judged beside itself, to see how much two rows differ by chance.
+            "row": candidate.contender.name if self.request.as_is else None,
             **self._functions,
         }
 

@@ -194,17 +194,25 @@ def test_without_data_it_says_that_inputs_were_made_up(
     assert report["floor"]["text"] == "cosine=0.99"
 
 
-def test_profile_sets_models_side_by_side(optimize: Command, model: Path, data: Path) -> None:
-    done = optimize(
+def test_profile_sets_models_side_by_side(
+    optimize: Command, model: Path, data: Path, tmp_path: Path
+) -> None:
+    words: list[Any] = [
         "profile", model, model, "--data", data / "val.npz", "--budget", "p99=5s",
-        "--budget", "memory=4GB", "--threads", 1, "--json",
-    )  # fmt: skip
+        "--budget", "memory=4GB", "--threads", 1, "--cache", tmp_path / "cache", "--json",
+    ]  # fmt: skip
+    done = optimize(*words)
     assert done.returncode == 0, done.stderr
     first, second = json.loads(done.stdout)["variants"]
     assert first["speedup"] is None
     assert 0.3 < second["speedup"] < 3
     assert second["operators"][0]["share"] > 0
     assert second["latency"]["peak_memory_bytes"] > 10_000_000
+    assert not first["recalled"]
+    again = json.loads(optimize(*words).stdout)["variants"]
+    assert [row["latency"] for row in again] == [first["latency"], second["latency"]]
+    assert all(row["recalled"] for row in again)
+    assert first["latency"] != second["latency"]  # each has calls of its own
 
 
 def test_pre_and_post_count_towards_the_latency(

@@ -174,7 +174,7 @@ def _side_by_side(workload: Workload, job: Any, models: list[str], folder: Path)
         "--max-samples": 1000,
     }  # fmt: skip
     texts = [str(text) for pair in options.items() for text in pair]
-    _run([sys.executable, "-m", "optimize", "profile", *models, *texts], folder)
+    _run([sys.executable, "-m", "optimize", "profile", *models, *texts, "--no-cache"], folder)
     rows = json.loads((out / "report.json").read_text())["variants"]
     theirs, mine = (row["latency"]["p99_ms"] for row in rows)
     print(f"  p99 side by side: Olive's {theirs:.3f} ms, ours {mine:.3f} ms:", end=" ")
