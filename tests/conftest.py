@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -21,10 +22,14 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from shipped import FASHION
 
+from optimize.cache.store import Store
+from optimize.feasibility.bound import Bounder
+from optimize.installed import versions
 from optimize.models.data import Dataset
 from optimize.models.model import Model
 from optimize.passes.base import Context, PassResult
 from optimize.passes.chain import Chain
+from optimize.targets.local import LocalTarget
 
 # Tests leave nothing in the user's cache, and find nothing there.
 _CACHE = tempfile.TemporaryDirectory(prefix="optimize-tests-", ignore_cleanup_errors=True)
@@ -191,6 +196,25 @@ def digits_npz(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Path
     path = tmp_path_factory.mktemp("data") / "digits.npz"
     np.savez(path, image=digits.image[:100], labels=digits.labels[:100])
     return path
+
+
+@pytest.fixture(scope="session")
+def known_device(tmp_path_factory: pytest.TempPathFactory, digits_onnx: Path) -> Path:
+    """A cache that holds nothing but what this device can do, which takes seconds to measure."""
+    folder = tmp_path_factory.mktemp("device")
+    image = np.zeros((1, 1, 8, 8), np.float32)
+    with Store(folder) as store:
+        bounder = Bounder(LocalTarget().device(), 1, versions(), store)
+        assert bounder.judge_source(Model.read(digits_onnx), Dataset("one", {"image": [image]}))
+        bounder.settle()
+        bounder.close()
+    return folder
+
+
+@pytest.fixture
+def cache(known_device: Path, tmp_path: Path) -> Path:
+    """A cache of a test's own, on a device that is known."""
+    return Path(shutil.copytree(known_device, tmp_path / "cache"))
 
 
 class GraphMaker:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import importlib.util
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +112,7 @@ def _prepared(model: Model, context: Context) -> Path:
     """Infer shapes and fold what onnxruntime would fold at load, so that ranges fit its graph."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
+    _load_symbolic_shapes()
     path = context.folder / PREPARED
     large = needs_side_file(model)
     model = _upgraded(model, context)
@@ -126,6 +131,26 @@ def _prepared(model: Model, context: Context) -> Path:
             if not symbolic:
                 raise
     return path
+
+
+def _load_symbolic_shapes() -> None:
+    """Import onnxruntime's shape inference without torch.
+
+    Its package ``onnxruntime.tools`` imports torch where that is installed, two seconds and some
+    200 MB, for a function that nothing here calls; the module itself needs none of it.
+    """
+    package = "onnxruntime.tools"
+    if package in sys.modules:
+        return
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        return
+    sys.modules[package] = importlib.util.module_from_spec(spec)
+    try:
+        with contextlib.suppress(ImportError):  # without sympy; the caller does without it, too
+            importlib.import_module(f"{package}.symbolic_shape_infer")
+    finally:
+        del sys.modules[package]  # whoever imports it after us gets it whole
 
 
 def _upgraded(model: Model, context: Context) -> Model:

@@ -29,7 +29,7 @@ Again = Callable[..., tuple[Result, list[Job]]]
 
 
 @pytest.fixture
-def again(digits_onnx: Path, digits_npz: Path, tmp_path: Path) -> Again:
+def again(digits_onnx: Path, digits_npz: Path, tmp_path: Path, cache: Path) -> Again:
     """Run on the one cache, and tell which workers it took."""
 
     def start(**changes: Any) -> tuple[Result, list[Job]]:
@@ -41,7 +41,7 @@ def again(digits_onnx: Path, digits_npz: Path, tmp_path: Path) -> Again:
             chains=tuple(map(Chain.parse, CHAINS)),
             threads=1,
             out=tmp_path / "out",
-            cache=tmp_path / "cache",
+            cache=cache,
         )
         result = run(replace(request, **changes), target=target)
         assert result.error is None
@@ -100,11 +100,16 @@ def test_a_new_chain_is_measured_beside_the_source_only(again: Again) -> None:
 
 @pytest.mark.parametrize("moment", ["build:", "calls timed", "fresh process 2"])
 def test_a_killed_run_goes_on_where_it_was(
-    moment: str, start: Callable[..., Running], digits_onnx: Path, digits_npz: Path, tmp_path: Path
+    moment: str,
+    start: Callable[..., Running],
+    digits_onnx: Path,
+    digits_npz: Path,
+    tmp_path: Path,
+    cache: Path,
 ) -> None:
     words = (
         digits_onnx, "--data", digits_npz, "--budget", "p90=2s", "--chain", CHAINS[0],
-        "--chain", CHAINS[1], "--threads", 1, "--cache", tmp_path / "cache", "--verbose",
+        "--chain", CHAINS[1], "--threads", 1, "--cache", cache, "--verbose",
         "--out", tmp_path / "out",
     )  # fmt: skip
     killed = start(*words)
@@ -113,23 +118,23 @@ def test_a_killed_run_goes_on_where_it_was(
     os.kill(killed.process.pid, signal.SIGKILL)
     killed.process.wait()
     assert killed.orphans() == {}
-    known = {entry.name for entry in (tmp_path / "cache").rglob("entries/*")}
+    known = {entry.name for entry in cache.rglob("entries/*")}
     resumed = start(*words)
     code, stdout, stderr = resumed.finish()
     assert code == 0, stdout + stderr
     assert "damaged" not in stdout
-    assert {entry.name for entry in (tmp_path / "cache").rglob("entries/*")} >= known
+    assert {entry.name for entry in cache.rglob("entries/*")} >= known
     assert not list(resumed.temporary.glob("optimize-*"))
     assert {path.name for path in tmp_path.iterdir()} == {"out", "cache", "tmp"}
 
 
 def test_two_runs_at_once_build_everything_once_and_are_both_right(
-    start: Callable[..., Running], digits_onnx: Path, digits_npz: Path, tmp_path: Path
+    start: Callable[..., Running], digits_onnx: Path, digits_npz: Path, tmp_path: Path, cache: Path
 ) -> None:
     def begin(out: Path) -> Running:
         return start(
             digits_onnx, "--data", digits_npz, "--budget", "p90=2s", "--chain", CHAINS[0],
-            "--chain", CHAINS[1], "--threads", 1, "--cache", tmp_path / "cache", "--out", out,
+            "--chain", CHAINS[1], "--threads", 1, "--cache", cache, "--out", out,
         )  # fmt: skip
 
     running = [begin(tmp_path / name) for name in ("one", "two")]
@@ -141,7 +146,7 @@ def test_two_runs_at_once_build_everything_once_and_are_both_right(
     for chain in CHAINS:
         assert first[chain]["digest"] == second[chain]["digest"]
     # A pass's time is in the report of the run that carried it out, and in no other.
-    kept = Store(tmp_path / "cache").entries()
+    kept = Store(cache).entries()
     passes = [entry.meta["what"] for entry in kept if " of " in entry.meta["what"]]
     built = [
         what for what in passes if what.split("{")[0].split(" ")[0] in ("fold", "fuse", "int8")

@@ -306,7 +306,7 @@ def test_a_file_named_like_a_command_is_reached_by_its_path(
 
 def test_a_comparison_needs_no_budget(optimize: Command, data: Path, tmp_path: Path) -> None:
     words = (FASHION / "resnet.safetensors", "--arch", f"{FASHION / 'arch.py'}:resnet")
-    given = ("--data", data / "val.npz", "--threads", 1, "--no-cache")
+    given = ("--data", data / "val.npz", "--threads", 1)
     out = tmp_path / "out"
     done = optimize("compare", *words, *given, "--strategies", "fp16", "--out", out, "--json")
     assert done.returncode == 0, done.stderr
@@ -322,7 +322,7 @@ def test_a_strategy_that_no_chain_has_is_refused(
     optimize: Command, data: Path, tmp_path: Path
 ) -> None:
     words = (FASHION / "resnet.safetensors", "--arch", f"{FASHION / 'arch.py'}:resnet")
-    given = ("--data", data / "val.npz", "--strategies", "fp32", "--no-cache")
+    given = ("--data", data / "val.npz", "--strategies", "fp32")
     done = optimize("compare", *words, *given, "--out", tmp_path / "out")
     assert done.returncode == 2
     assert "--strategies fp32: no chain of the plan" in done.stderr

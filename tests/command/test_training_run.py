@@ -62,7 +62,7 @@ def test_a_bad_hook_costs_its_own_variant(
     names = ("raises", "no_arguments", "nothing", "nan", "fine")
     chains = {name: f"distill{{hook={file}:{name}}}" for name in names}
     options = [word for chain in chains.values() for word in ("--chain", chain)]
-    done = optimize(*words, *options, "--json", "--no-cache", "--out", tmp_path / "out")
+    done = optimize(*words, *options, "--json", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     found = rows(done.stdout)
     for name, reason in (
@@ -79,7 +79,7 @@ def test_a_bad_hook_costs_its_own_variant(
 def test_masks_are_explained(optimize: Command, words: list[Any], tmp_path: Path) -> None:
     chains = ("prune{ratio=0.7,kind=mask}", "prune{ratio=0.25,kind=2:4}")
     options = [word for chain in chains for word in ("--chain", chain)]
-    done = optimize(*words, *options, "--json", "--no-cache", "--out", tmp_path / "out")
+    done = optimize(*words, *options, "--json", "--out", tmp_path / "out")
     assert done.returncode in (0, 3), done.stderr  # 3: too disturbed to decide
     found = rows(done.stdout)
     for chain, share in zip(chains, ("70%", "50%"), strict=True):
@@ -90,16 +90,16 @@ def test_masks_are_explained(optimize: Command, words: list[Any], tmp_path: Path
 
 
 def test_a_killed_training_goes_on_where_it_was(
-    optimize: Command, words: list[Any], tmp_path: Path
+    optimize: Command, words: list[Any], cache: Path, tmp_path: Path
 ) -> None:
     chain = "prune{ratio=0.5,on=module},distill{epochs=400}"
-    options = ["--chain", chain, "--cache", tmp_path / "cache", "--out", tmp_path / "out"]
+    options = ["--chain", chain, "--cache", cache, "--out", tmp_path / "out"]
     command = [sys.executable, "-m", "optimize", *map(str, (*words, *options))]
     run = subprocess.Popen(
         [*command, "--time-limit", "none"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
     try:
-        while not list((tmp_path / "cache" / "training").glob("*/distill.pt")):
+        while not list((cache / "training").glob("*/distill.pt")):
             assert run.poll() is None
             time.sleep(0.05)
     finally:
@@ -111,8 +111,8 @@ def test_a_killed_training_goes_on_where_it_was(
     assert "resumed at step" in notes
     assert "stopped by the time limit at step" in notes
     # It is not finished: a run with more time goes on from here.
-    assert list((tmp_path / "cache" / "training").glob("*/distill.pt"))
-    listed = optimize("cache", "ls", "--cache", tmp_path / "cache").stdout
+    assert list((cache / "training").glob("*/distill.pt"))
+    listed = optimize("cache", "ls", "--cache", cache).stdout
     assert "prune{ratio=0.5,on=module} of" in listed
     assert "distill{epochs=400} of" not in listed
 
@@ -140,7 +140,7 @@ def test_budgets_decide_how_much_goes(optimize: Command, words: list[Any], tmp_p
     """On budgets whose outcome no machine's speed can change."""
     chains = ("prune{on=module,to=p99}", "prune{to=p99}", "prune{to=p50}")
     options = [word for chain in chains for word in ("--chain", chain)]
-    done = optimize(*words, *options, "--json", "--no-cache", "--out", tmp_path / "out")
+    done = optimize(*words, *options, "--json", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     found = rows(done.stdout)
     for chain in chains[:2]:
@@ -156,7 +156,7 @@ def test_options_add_chains_to_the_plan(
     file.write_text(HOOKS)
     own = ("--distill", f"{file}:fine", "--student", ARCH, "--prune", "0.5")
     done = optimize(
-        *words, *own, "--train", data / "cal.npz", "--time-limit", "1s", "--json", "--no-cache",
+        *words, *own, "--train", data / "cal.npz", "--time-limit", "1s", "--json",
         "--out", tmp_path / "out",
     )  # fmt: skip
     assert done.returncode in (0, 1, 3), done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,8 +31,14 @@ Again = Callable[..., tuple[Result, list[Job]]]
 
 
 @pytest.fixture(scope="module")
-def again(digits_onnx: Path, digits_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Again:
+def again(
+    digits_onnx: Path,
+    digits_npz: Path,
+    known_device: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Again:
     folder = tmp_path_factory.mktemp("search")
+    shutil.copytree(known_device, folder / "cache")
 
     def start(**changes: Any) -> tuple[Result, list[Job]]:
         target = Watched()
