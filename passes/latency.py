@@ -30,6 +30,8 @@ class Race(Protocol):
     def shares(self, candidates: Sequence[Model], quantile: float) -> list[Share]:
         """Time candidates in turns with the reference, one call at a time.
 
+        Without candidates, the reference alone is timed.
+
         Raises:
             WorkerError: one of them does not run.
         """

@@ -124,7 +124,7 @@ def search(
         NotApplicable: no widths meet the limit, or the time was up before any did.
     """
     stopwatch = _Stopwatch(race, quantile)
-    stopwatch.shares([start.cut(_present(start))])  # the reference's own percentile
+    race.shares([], quantile)  # the reference's own percentile
     state, now = start, 1.0
     for left in range(rounds, 0, -1):
         goal = limit_ns / race.reference_ns(quantile)
