@@ -81,17 +81,20 @@ class Regression:
     @property
     def worse(self) -> bool:
         """Whether more of the metric than allowed is shown to be lost."""
-        if self.accuracy is None:
-            return False
-        if self.accuracy.higher_is_better:
-            return self.accuracy.change_high < -self.loss
-        return self.accuracy.change_low > self.loss
+        return self.accuracy is not None and worse(self.accuracy, self.loss)
 
     def to_json(self) -> str:
         """The comparison as JSON text."""
         states = {ratio.quantity: ratio.state for ratio in self.ratios}
         fields = {"schema": 1, **asdict(self), "states": states, "metric_worse": self.worse}
         return json.dumps(fields, indent=2) + "\n"
+
+
+def worse(accuracy: Accuracy, loss: float) -> bool:
+    """Whether an interval shows that more than ``loss`` of a metric is lost."""
+    if accuracy.higher_is_better:
+        return accuracy.change_high < -loss
+    return accuracy.change_low > loss
 
 
 @dataclass
@@ -169,13 +172,14 @@ class _Comparison:
         prepared = self._prepare(stack)
         sides = self._open(prepared, stack)
         accuracy, gap = self._accuracy(*sides, prepared)
-        chunks = self._time(*sides, len(prepared.latency))
-        lost = self.gate.loss or Loss(0.0)
+        lost = (self.gate.loss or Loss(0.0)).of(accuracy.source_value if accuracy else 0.0)
+        stopped = accuracy is not None and worse(accuracy, lost)
+        chunks = self._time(*sides, len(prepared.latency), stopped)
         return Regression(
             baseline=sides[0].model.digest,
             ratios=ratios(*chunks, self.gate.tolerance, self.request.confidence),
             accuracy=accuracy,
-            loss=lost.of(accuracy.source_value if accuracy else 0.0),
+            loss=lost,
             gap=gap,
             calls=chunks[0].size,
         )
@@ -248,8 +252,14 @@ class _Comparison:
         scores = [metric.score(side.outputs, prepared.labels, standard) for side in (new, old)]
         return compare(metric, scores[0], scores[1], self.request.confidence), None
 
-    def _time(self, old: _Side, new: _Side, samples: int) -> tuple[Array, Array]:
+    def _time(self, old: _Side, new: _Side, samples: int, stopped: bool) -> tuple[Array, Array]:
         """Time both chunk by chunk until it is decided who is slower, or the limits are reached.
+
+        Args:
+            old: the baseline.
+            new: the model.
+            samples: to draw inputs from.
+            stopped: whether the model is stopped anyway; one look then tells enough.
 
         Returns:
             Latencies of the baseline and of the model, each of shape (chunks, calls).
@@ -271,7 +281,7 @@ class _Comparison:
                     time_block(pair[index], samples, self._limits, drawn, canaries, lead)
             found.append((_last(old, blocks), _last(new, blocks)))
             self.say(len(found) / MOST_CHUNKS, f"{len(found) * blocks} blocks of each, in turns")
-            if is_look(len(found)) and self._decided(found):
+            if is_look(len(found)) and (stopped or self._decided(found)):
                 break
         if not found:
             raise InputError("the time limit left no time to compare with the baseline")

@@ -40,7 +40,7 @@ if words[0] == "doctor":
 elif words[0] not in MODELLESS:
     words += ["--max-samples", "300"]
     # Few calls show as much as the pages tell of.
-    words += [] if words[0] == "check" else ["--confidence", "0.6"]
+    words += ["--tolerance", "300%"] if words[0] == "check" else ["--confidence", "0.6"]
 sys.argv = ["optimize", *words]
 from optimize.cli import main
 

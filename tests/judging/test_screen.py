@@ -93,9 +93,15 @@ class Target(LocalTarget):
 Screen = Callable[..., Report]
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that all tests build their variants in, once; what they measure is their own."""
+    return tmp_path_factory.mktemp("built")
+
+
 @pytest.fixture
 def screen(
-    digits_onnx: Path, digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    digits_onnx: Path, digits: Digits, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Screen:
     """Screen two chains on all the digits, in turns; without what takes seconds besides."""
     monkeypatch.setattr("optimize.run.pipeline.LEAST_TIME_FOR_PEAKS_S", float("inf"))
@@ -111,6 +117,8 @@ def screen(
             chains=tuple(map(Chain.parse, (FOLD, STATIC))),
             threads=1,
             out=tmp_path / "out",
+            cache=built,
+            fresh="cache" not in changes,
         )
         result = run(replace(request, **changes), target=target)
         assert result.error is None
