@@ -12,10 +12,12 @@ from optimize.judging.candidate import Candidate
 from optimize.judging.evaluate import Evaluation
 from optimize.judging.turns import Turns
 from optimize.judging.verdicts import Judging
-from optimize.profiling.measure import INFORMATIVE_CALLS, Limits
+from optimize.profiling.measure import INFORMATIVE_CALLS, INFORMATIVE_NS, Limits
 
 # Of the time that is left, before the race goes on.
 FRONT_SHARE = 0.5
+# Of each that is looked at before; fewer do not even tell medians apart.
+LEAST_CALLS = 32
 
 
 class Observer(Protocol):
@@ -49,7 +51,7 @@ class Settling:
         if request.everything or request.objective != "latency":
             return
         self.judging.standings.recall([source, *heat])
-        few = replace(limits, max_samples=INFORMATIVE_CALLS, min_seconds=0.0)
+        few = replace(limits, max_samples=_few(source), min_seconds=0.0)
         racing = [c for c in heat if c.provisional and c.shown and self.turns.wants(c, few)]
         if racing:
             with self.turns.records.alone(limits.deadline):
@@ -119,6 +121,12 @@ class Settling:
         if fell:
             self.judging.free()
         return fell
+
+
+def _few(source: Candidate) -> int:
+    """How many calls tell who is fast: a hundred, of slow ones as many as take two seconds."""
+    calls = INFORMATIVE_NS / max(source.contender.call_ns, 1.0)
+    return int(min(max(LEAST_CALLS, calls), INFORMATIVE_CALLS))
 
 
 def _median(candidate: Candidate) -> float:
