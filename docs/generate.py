@@ -2,7 +2,7 @@
 
     python docs/generate.py
 
-tests/docs/test_pages.py fails while they differ from the code.
+tests/docs/test_site.py fails while they differ from the code.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from pathlib import Path
 from optimize.budgets.budget import Budget, Floor
 from optimize.models.model import TensorSpec
 from optimize.models.runtimes import DEFAULT_RUNTIME
+from optimize.observer import Observer
 from optimize.passes.chain import Chain
 from optimize.request import (
     DEFAULT_TIME_LIMIT_S,
@@ -21,7 +22,6 @@ from optimize.request import (
 )
 from optimize.results.choose import Objective
 from optimize.results.report import Result
-from optimize.run.observer import Observer
 from optimize.run.pipeline import run
 
 

@@ -61,6 +61,7 @@ class Request:
         trials: chains to try beyond the plan, proposed by what is known so far.
         jobs: passes that may run at once; None for what cores and memory allow.
         fresh: whether what earlier runs measured is forgotten.
+        records: whether what is measured is kept and recalled at all.
         force: whether to go on where the budget is below the lower bound of every variant.
         train: samples to train on; None for those to calibrate on.
         distill: ``file.py:function``, a training of the user's own.
@@ -101,6 +102,7 @@ class Request:
     cache: Path | None = None
     jobs: int | None = None
     fresh: bool = False
+    records: bool = True
     force: bool = False
     train: str | None = None
     distill: str | None = None

@@ -19,6 +19,7 @@ _SPECIAL = (
     "labels",
     "as_is",
     "reference_only",
+    "records",
     "out",
     "budgets",
     "inputs",

@@ -40,7 +40,12 @@ class Records:
     """Recalls what was measured, and keeps what is; without a store it knows nothing."""
 
     def __init__(
-        self, store: Store | None, common: Mapping[str, Any], *, fresh: bool = False
+        self,
+        store: Store | None,
+        common: Mapping[str, Any],
+        *,
+        fresh: bool = False,
+        keeps: bool = True,
     ) -> None:
         """Open the records of one device.
 
@@ -48,25 +53,28 @@ class Records:
             store: where they are; None for nowhere.
             common: what all of them depend on, as JSON.
             fresh: forget what earlier runs measured.
+            keeps: whether anything is kept or recalled at all; if not, turns are still taken.
         """
         self._store = store
         self._common = {**common, "code": _code_digest()}
         self._fresh = fresh
+        self._keeps = keeps
         self._renewed: set[str] = set()
         self._kept: dict[str, _Kept] = {}
 
     def recall(self, parts: Mapping[str, Any]) -> Any:
         """The value kept under ``parts``; None if there is none."""
         key = self._key(parts)
-        if self._store is None or self._forgotten(key):
+        if self._store is None or not self._keeps or self._forgotten(key):
             return None
         document = self._store.document(key)
         return None if document is None else json.loads(document)
 
     def keep(self, parts: Mapping[str, Any], value: Any, what: str) -> None:
         """Keep a JSON value; ``what`` is what ``optimize cache ls`` calls it."""
-        if self._store is not None:
+        if self._store is not None and self._keeps:
             key = self._key(parts)
+            self._renewed.add(key)
             self._store.put(key, json.dumps(value).encode(), {"what": what})
             self._store.release(key)
 
@@ -82,6 +90,9 @@ class Records:
     def recall_profile(self, parts: Mapping[str, Any]) -> Profile:
         """All that was timed under ``parts``; without blocks if nothing was."""
         name, number, found = self._key(parts), 0, Profile(())
+        while self._forgotten(self._key({**parts, "segment": number})):
+            number += 1  # all segments go, or the later ones would come back behind fresh ones
+        number = 0
         while told := self.recall({**parts, "segment": number}):
             found = _joined(found, told)
             number += 1
@@ -92,7 +103,7 @@ class Records:
         self, parts: Mapping[str, Any], profile: Profile, what: str, *, last: bool = False
     ) -> None:
         """Keep the blocks that are new since the last call, if they are worth it or the last."""
-        if self._store is None:
+        if self._store is None or not self._keeps:
             return
         kept = self._kept.setdefault(self._key(parts), _Kept())
         new = profile.blocks[kept.blocks :]
@@ -130,8 +141,9 @@ class Records:
         if not self._fresh or key in self._renewed or self._store is None:
             return False
         self._renewed.add(key)
+        known = self._store.document(key) is not None
         self._store.drop(key)
-        return True
+        return known
 
 
 @dataclass

@@ -14,8 +14,8 @@ from optimize.errors import first_cause
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from optimize.observer import Observer
     from optimize.results.report import Result
-    from optimize.run.observer import Observer
 
 EXIT_USAGE, EXIT_INTERNAL, EXIT_INTERRUPTED = 2, 70, 130
 
@@ -26,7 +26,7 @@ def observed(silent: bool, verbose: bool) -> Iterator[Observer]:
     from rich.console import Console
 
     from optimize.console import Bar, Lines
-    from optimize.run.observer import Silent
+    from optimize.observer import Silent
 
     stderr = Console(stderr=True)
     with contextlib.redirect_stdout(sys.stderr):

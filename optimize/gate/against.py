@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from optimize.budgets.regression import (
     is_look,
     ratios,
 )
+from optimize.cache.store import Store
 from optimize.errors import InputError, WorkerError
 from optimize.gate.cases import Gate
 from optimize.judging.screen import MEMORY_SHARE
@@ -174,7 +175,8 @@ class _Comparison:
         accuracy, gap = self._accuracy(*sides, prepared)
         lost = (self.gate.loss or Loss(0.0)).of(accuracy.source_value if accuracy else 0.0)
         stopped = accuracy is not None and worse(accuracy, lost)
-        chunks = self._time(*sides, len(prepared.latency), stopped)
+        with self._alone():
+            chunks = self._time(*sides, len(prepared.latency), stopped)
         return Regression(
             baseline=sides[0].model.digest,
             ratios=ratios(*chunks, self.gate.tolerance, self.request.confidence),
@@ -183,6 +185,18 @@ class _Comparison:
             gap=gap,
             calls=chunks[0].size,
         )
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Time while no other run on the cache times or builds."""
+        if self.request.cache is None:
+            yield
+            return
+        with (
+            Store(self.request.cache) as store,
+            store.turn(shared=False, deadline=self._limits.deadline),
+        ):
+            yield
 
     def _prepare(self, stack: ExitStack) -> Prepared:
         child = Child(self.folder)

@@ -22,10 +22,10 @@ from optimize.gate.outcome import (
     with_regression,
     worst,
 )
+from optimize.observer import Observer
 from optimize.request import Request
 from optimize.results import output
 from optimize.results.report import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_KEPT, Result
-from optimize.run.observer import Observer
 from optimize.run.pipeline import run
 from optimize.targets.base import Target
 from optimize.targets.local import LocalTarget

@@ -92,6 +92,9 @@ def worst(codes: Sequence[int]) -> int:
     return min(codes, key=ORDER.index, default=EXIT_UNDECIDED)
 
 
+_LONGER = "measure longer (time_limit), or on a quieter machine"
+
+
 def of_result(case: Case, result: Result) -> Outcome:
     """What a run has shown."""
     report = result.report
@@ -123,7 +126,8 @@ def with_regression(outcome: Outcome, regression: Regression) -> Outcome:
     for ratio in regression.ratios:
         state: State = {"held": "passed", "slower": "failed", "open": "undecided"}[ratio.state]  # type: ignore[assignment]  # its values are states
         name = f"{ratio.quantity} against the baseline"
-        outcome = with_finding(outcome, Finding(name, state, ratio_words(ratio)))
+        words = ratio_words(ratio, ended=regression.worse)
+        outcome = with_finding(outcome, Finding(name, state, words))
     accuracy = regression.accuracy
     if accuracy is not None:
         words = (
@@ -144,14 +148,19 @@ def with_regression(outcome: Outcome, regression: Regression) -> Outcome:
     return outcome
 
 
-def ratio_words(ratio: Ratio) -> str:
-    """A ratio with its interval, and what it is held against."""
+def ratio_words(ratio: Ratio, *, ended: bool = False) -> str:
+    """A ratio with its interval, and what it is held against.
+
+    Args:
+        ratio: of one percentile.
+        ended: whether it was not timed on, since the model had lost its metric.
+    """
     ends = "?" if ratio.low is None or ratio.high is None else f"{ratio.low:.3f} – {ratio.high:.3f}"
     verdict = {
         "held": f"at most {ratio.tolerance:.0%} slower is shown",
         "slower": f"shown to be more than {ratio.tolerance:.0%} slower",
         "open": f"whether it is more than {ratio.tolerance:.0%} slower is open: "
-        "measure longer (time_limit), or on a quieter machine",
+        + ("not timed on, since the metric is lost" if ended else _LONGER),
     }[ratio.state]
     return f"{ratio.value:.3f}x the baseline's time ({ends}, {ratio.chunks} chunks): {verdict}"
 

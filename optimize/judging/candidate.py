@@ -12,7 +12,7 @@ from optimize.budgets.profile import Profile
 from optimize.budgets.verdict import Verdict
 from optimize.building.build import Variant
 from optimize.errors import InputError, WorkerError
-from optimize.explain import Subject
+from optimize.explain.explainer import Subject
 from optimize.models.model import Model
 from optimize.profiling.measure import Contender, Limits, open_worker
 from optimize.results.report import (
@@ -138,6 +138,8 @@ def row(
         everyone: every candidate, the source first, for what stands between a chain's passes.
     """
     variant, profile = candidate.variant, candidate.contender.profile
+    # Before it was judged or confirmed, what is shown is what was timed beside the others.
+    screened = candidate.screened if candidate.confirmed else profile
     timed = profile.samples_ns.size > 0
     return VariantReport(
         chain=variant.name,
@@ -160,7 +162,7 @@ def row(
         explanation=candidate.explanation,
         trial=variant.trial,
         relative=RelativeReport.of(everyone[0].screened, candidate.screened, confidence),
-        recalled=0 < candidate.recalled == len(candidate.screened.blocks),
+        recalled=0 < candidate.recalled == len(screened.blocks),
     )
 
 

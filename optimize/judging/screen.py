@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from optimize.budgets.profile import Profile
 from optimize.budgets.verdict import Requirement
 from optimize.building.build import Variant
 from optimize.cache.records import Records
-from optimize.explain import Explainer, Subject
+from optimize.explain.explainer import Explainer, Subject
 from optimize.judging.candidate import LATE, Candidate
 from optimize.judging.evaluate import Evaluation
 from optimize.judging.keys import Keys
@@ -22,6 +22,7 @@ from optimize.judging.settle import Settling
 from optimize.judging.standings import Standings
 from optimize.judging.turns import Turns
 from optimize.judging.verdicts import Judging
+from optimize.observer import Observer
 from optimize.prepare import Prepared
 from optimize.processes.child import Child, Children
 from optimize.profiling.confirm import FRESH_PROCESSES, Confirmation, processes
@@ -37,16 +38,6 @@ MEMORY_SHARE = 0.5
 MOST_AT_ONCE = 32
 # Evaluating may take so much of the time that is left, before anything is timed.
 EVALUATE_SHARE = 0.5
-
-
-class Observer(Protocol):
-    """The part of the pipeline's observer that is used here."""
-
-    def stage(self, name: str, total: int) -> None:
-        """A stage begins."""
-
-    def step(self, done: float, text: str) -> None:
-        """A step is done."""
 
 
 @dataclass

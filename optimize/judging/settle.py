@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 
@@ -12,19 +11,13 @@ from optimize.judging.candidate import Candidate
 from optimize.judging.evaluate import Evaluation
 from optimize.judging.turns import Turns
 from optimize.judging.verdicts import Judging
+from optimize.observer import Observer
 from optimize.profiling.measure import INFORMATIVE_CALLS, INFORMATIVE_NS, Limits
 
 # Of the time that is left, before the race goes on.
 FRONT_SHARE = 0.5
 # Of each that is looked at before; fewer do not even tell medians apart.
 LEAST_CALLS = 32
-
-
-class Observer(Protocol):
-    """The part of the pipeline's observer that is used here."""
-
-    def step(self, done: float, text: str) -> None:
-        """A step is done."""
 
 
 @dataclass(frozen=True)

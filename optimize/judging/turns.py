@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from optimize.errors import WorkerError
 from optimize.judging.candidate import Candidate, attempt, open_for
 from optimize.judging.keys import Keys
 from optimize.judging.standings import Standings
+from optimize.observer import Observer
 from optimize.prepare import Prepared
 from optimize.profiling.measure import (
     Contender,
@@ -27,13 +28,6 @@ from optimize.profiling.measure import (
 )
 from optimize.request import Request
 from optimize.targets.base import Target
-
-
-class Observer(Protocol):
-    """The part of the pipeline's observer that is used here."""
-
-    def step(self, done: float, text: str) -> None:
-        """A step is done."""
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from optimize.building.build import Variant
 from optimize.judging.screen import Screening
+from optimize.observer import Observer
 from optimize.passes.chain import Chain
 from optimize.passes.session import Session
 from optimize.profiling.measure import Limits
 from optimize.results.choose import rank
 from optimize.results.report import VariantReport
-from optimize.run.observer import Observer
 from optimize.run.state import RunState
 from optimize.run.variants import SCREEN_SHARE, build_one, take_up
 from optimize.search import mixed, tune

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from optimize.run.observer import Observer
+from optimize.observer import Observer
 
 
 @dataclass

@@ -18,6 +18,7 @@ from optimize.models.model import FILE_NAME
 from optimize.models.runtimes import DEFAULT_RUNTIME
 from optimize.models.source import detect
 from optimize.models.usercode import check_function
+from optimize.observer import Observer, Silent
 from optimize.passes.chain import Chain
 from optimize.prepare import load_rival, prepare
 from optimize.processes.child import Children
@@ -27,7 +28,6 @@ from optimize.results import output
 from optimize.results.report import Result
 from optimize.run.beyond import mix, search_on, sessions, tune_session
 from optimize.run.clock import Clock
-from optimize.run.observer import Observer, Silent
 from optimize.run.state import RunState
 from optimize.run.summary import finish
 from optimize.run.variants import SCREEN_SHARE, build_all, exporter, planned
@@ -183,7 +183,8 @@ def _bound(state: RunState) -> None:
 def _records(state: RunState) -> Records:
     """What was measured on this device before."""
     common = {"device": asdict(state.device), "versions": versions()}
-    return Records(state.store, common, fresh=state.request.fresh)
+    request = state.request
+    return Records(state.store, common, fresh=request.fresh, keeps=request.records)
 
 
 def _as_they_are(state: RunState, folder: Path, observer: Observer) -> list[Variant]:

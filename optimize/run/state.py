@@ -11,13 +11,13 @@ from optimize.feasibility.bound import Bounder
 from optimize.judging.screen import Screening
 from optimize.models.model import Model
 from optimize.models.source import Source
+from optimize.observer import Silent
 from optimize.prepare import Prepared
 from optimize.processes.child import Children
 from optimize.profiling.measure import Limits
 from optimize.request import Request
 from optimize.results.report import VariantReport
 from optimize.run.clock import Clock
-from optimize.run.observer import Silent
 from optimize.targets.base import Device, Settings, Target
 
 

@@ -16,6 +16,7 @@ from optimize.errors import PassFailed
 from optimize.installed import versions
 from optimize.models.export import Exported, load_and_export
 from optimize.models.model import Model
+from optimize.observer import Observer
 from optimize.passes.base import Context, Pass, PassResult
 from optimize.passes.chain import Chain
 from optimize.prepare import Prepared
@@ -24,7 +25,6 @@ from optimize.profiling.measure import Limits
 from optimize.profiling.trial import Trial
 from optimize.request import Request
 from optimize.results.report import VariantReport
-from optimize.run.observer import Observer
 from optimize.run.state import RunState
 
 CHECK_SAMPLES = 4

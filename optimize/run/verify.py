@@ -15,10 +15,10 @@ from optimize.models.model import FILE_NAME, file_digest
 from optimize.models.runtimes import DEFAULT_RUNTIME
 from optimize.models.source import detect
 from optimize.models.usercode import is_reference
+from optimize.observer import Observer
 from optimize.request import Request, parse_input
 from optimize.results.output import MANIFEST, REPORT
 from optimize.results.report import AccuracyReport, Report, Result
-from optimize.run.observer import Observer
 from optimize.run.pipeline import run
 from optimize.targets.base import Target
 from optimize.targets.local import LocalTarget
@@ -167,7 +167,7 @@ def _as_it_was(
         post=arguments["post"],
         as_is=True,
         cache=overrides.cache,
-        fresh=True,
+        records=False,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
 import sys
@@ -112,12 +111,13 @@ def _prepared(model: Model, context: Context) -> Path:
     """Infer shapes and fold what onnxruntime would fold at load, so that ranges fit its graph."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    _load_symbolic_shapes()
     path = context.folder / PREPARED
     large = needs_side_file(model)
     model = _upgraded(model, context)
     for symbolic in (True, False):
         try:
+            if symbolic:
+                _load_symbolic_shapes()
             quant_pre_process(
                 str(model.path),
                 str(path),
@@ -138,6 +138,9 @@ def _load_symbolic_shapes() -> None:
 
     Its package ``onnxruntime.tools`` imports torch where that is installed, two seconds and some
     200 MB, for a function that nothing here calls; the module itself needs none of it.
+
+    Raises:
+        ImportError: there is no sympy.
     """
     package = "onnxruntime.tools"
     if package in sys.modules:
@@ -147,8 +150,7 @@ def _load_symbolic_shapes() -> None:
         return
     sys.modules[package] = importlib.util.module_from_spec(spec)
     try:
-        with contextlib.suppress(ImportError):  # without sympy; the caller does without it, too
-            importlib.import_module(f"{package}.symbolic_shape_infer")
+        importlib.import_module(f"{package}.symbolic_shape_infer")
     finally:
         del sys.modules[package]  # whoever imports it after us gets it whole
 

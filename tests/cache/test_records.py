@@ -119,6 +119,36 @@ def test_fresh_records_forget_and_learn_again(tmp_path: Path) -> None:
         assert Records(store, {}).recall(PARTS) == 2
 
 
+def test_fresh_records_forget_a_profile_to_its_last_segment(tmp_path: Path) -> None:
+    def timed(*processes: int) -> Profile:
+        return Profile(tuple(block(SLOW, process=process) for process in processes))
+
+    with Store(tmp_path) as store:
+        for profile in (timed(1), timed(1, 2), timed(1, 2, 3)):
+            records = Records(store, {})
+            records.recall_profile(PARTS)
+            records.keep_profile(PARTS, profile, "v")
+        fresh = Records(store, {}, fresh=True)
+        assert not fresh.recall_profile(PARTS).blocks
+        fresh.keep_profile(PARTS, timed(7), "v")
+        fresh.keep_profile(PARTS, timed(7, 8), "v")
+        assert [b.process for b in fresh.recall_profile(PARTS).blocks] == [7, 8]
+    with Store(tmp_path) as store:
+        assert [b.process for b in Records(store, {}).recall_profile(PARTS).blocks] == [7, 8]
+
+
+def test_records_that_keep_nothing_leave_what_is_there(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        Records(store, {}).keep(PARTS, 1, "v")
+        silent = Records(store, {}, keeps=False)
+        assert silent.recall(PARTS) is None
+        silent.keep(PARTS, 2, "v")
+        silent.keep_profile(PARTS, Profile((block(SLOW),)), "v", last=True)
+        assert not silent.recall_profile(PARTS).blocks
+        assert Records(store, {}).recall(PARTS) == 1
+        assert len(store.entries()) == 1
+
+
 def test_without_a_store_nothing_is_known_and_nothing_fails() -> None:
     records = Records(None, {})
     records.keep(PARTS, 1, "v")

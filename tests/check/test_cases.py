@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from optimize.budgets.regression import Loss
 from optimize.errors import InputError
-from optimize.gate.cases import Case, Overrides, cases, request
+from optimize.gate.cases import Case, Gate, Overrides, cases, gate, request
 from optimize.gate.devices import mismatch
 from optimize.gate.schema import TargetSection
 
@@ -137,3 +138,11 @@ def test_files_are_relative_to_the_declaration(declare: Declare, tmp_path: Path)
     assert bound.folder == tmp_path / "o@prod"
     placed = request(declared, Case("net", "prod", 1, ("p99=1ms",)), Overrides(out=tmp_path / "x"))
     assert placed.folder == tmp_path / "x" / "net@prod"
+
+
+def test_unless_said_a_tenth_slower_and_nothing_of_the_metric_is_allowed(
+    declare: Declare, epyc: Device
+) -> None:
+    declared = declare(FILE)
+    case, *_ = cases(declared, (), (), NONE, epyc)
+    assert gate(declared, case, NONE) == Gate(0.1, Loss(0.0))

@@ -109,12 +109,20 @@ def test_no_temporary_path_is_in_the_report(kept: Any) -> None:
     assert "optimize-" not in text.replace("optimize-error", "")
 
 
-def test_verify_judges_the_folder_again(kept: Any, optimize: Command) -> None:
+def test_verify_judges_the_folder_again(kept: Any, optimize: Command, cache: Path) -> None:
     out, report, _ = kept
-    done = optimize("verify", out, "--json")
-    assert done.returncode == 0, done.stderr
-    names = [variant["chain"] for variant in json.loads(done.stdout)["variants"]]
-    assert names == ["source", report["chosen"]]
+    seen, entries = [], []
+    for _ in range(2):
+        done = optimize("verify", out, "--json", "--cache", cache)
+        assert done.returncode == 0, done.stderr
+        rows = json.loads(done.stdout)["variants"]
+        assert [row["chain"] for row in rows] == ["source", report["chosen"]]
+        assert not any(row["recalled"] for row in rows)
+        seen.append([row["latency"]["p50_ms"] for row in rows])
+        entries.append(optimize("cache", "ls", "--cache", cache).stdout)
+    assert seen[0] != seen[1]  # each has measured
+    assert entries[0].count("export of") == entries[1].count("export of") == 1
+    assert "timings" not in entries[1]
 
 
 def test_verify_refuses_a_changed_folder(kept: Any, optimize: Command, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ TIMED = Profile(tuple(Block(np.full(16, 1_000_000)) for _ in range(5)))
         (3, TIMED, False),  # some were timed now
         (0, TIMED, False),
         (0, Profile(()), False),  # interrupted before it was judged
+        (5, Profile(()), True),
     ],
 )
 def test_timings_are_an_earlier_runs_only_if_none_was_added(

@@ -30,6 +30,8 @@ def test_every_candidate_gets_shares_of_the_reference(
     model = graph.linear()
     sent: Trial = pickle.loads(pickle.dumps(trial))  # as it travels to the child
     with sent.race(model, "onnxruntime", tmp_path / "race", None) as race:
+        assert race.shares([], 0.99) == []
+        assert race.reference_ns(0.99) > 0  # it was timed alone
         shares = race.shares([model, model], 0.99)
         assert race.reference_ns(0.99) >= race.reference_ns(0.5) > 0
     assert len(shares) == 2
