@@ -93,6 +93,10 @@ CELLS = (
          4000, True, 0.05),
     Cell("same, limit = 4 p90", "ar9x4", 0.05, 0.05, "accepted", lambda x: x <= 0.05, "<= 5%",
          4000, True, 0.05),
+    Cell("p90, phi .9, q = 10%", "ar9", 0.1, 0.05, "accepted", lambda x: x <= 0.05, "<= 5%",
+         4000, True, 0.1),
+    Cell("p50, phi .9, q = 50%", "ar9", 0.5, 0.05, "accepted", lambda x: x <= 0.05, "<= 5%",
+         4000, True, 0.5),
     Cell("good, 3% noisy time", "noisy", 0.002, 0.01, "rejected", lambda x: x <= 0.02, "<= 2%"),
 )  # fmt: skip
 

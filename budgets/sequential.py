@@ -34,6 +34,9 @@ FAR = 2.0
 # the calls are far from a p99's limit. Percentiles beyond the p99 count as the p99, for few of some
 # hundred calls exceed quantiles of their own.
 USUAL_TAILS, FAR_TAILS, P99_TAIL = 10, 5, 0.01
+# A p90 or a p50 could be decided on so few calls that strong drift looks like luck. On less than so
+# many independent ones, drift counts as strong.
+P95_TAIL, RELIABLE = 0.05, 150
 _SMALLEST_BATCH = 4
 
 
@@ -103,7 +106,8 @@ def variance_inflation(
     for a p95, whose verdict takes so few calls that a slow spell hardly shows in their p90).
     Where even that is far below ``limit``, drift among fast calls says little about exceeding it:
     slow is then what exceeds half of the limit, and the inflation at the p95 (for a p99) counts up
-    to the true one at the budgeted percentile of an AR(1) process with phi = .9. See
+    to the true one at the budgeted percentile of an AR(1) process with phi = .9. For a p90 or a p50
+    it counts as at least that one where it was seen on few calls. See
     docs/decisions/0002-verdict.md.
 
     Args:
@@ -117,6 +121,13 @@ def variance_inflation(
     if math.isqrt(samples.size) < _SMALLEST_BATCH:
         return 1.0
     tail = max(tail, P99_TAIL)
+    inflation = _drift(samples, tail, limit)
+    if tail > P95_TAIL and samples.size < RELIABLE * inflation:
+        return max(inflation, far_inflation(tail))
+    return inflation
+
+
+def _drift(samples: NDArray[np.int64], tail: float, limit: float | None) -> float:
     usual = _quantile(samples, USUAL_TAILS * tail)
     inflation = _batch_inflation(samples > usual)
     if limit is None or usual >= limit / FAR:
@@ -127,7 +138,7 @@ def variance_inflation(
 
 
 def far_inflation(tail: float) -> float:
-    """What is the most that drift among calls far below the limit counts for.
+    """What strong drift counts for: at most, among calls far below the limit.
 
     The variance inflation of "exceeds the quantile 1 - tail" in an AR(1) process with phi = .9: 5.9
     for a p99, 8.6 for a p95, 10.1 for a p90. Percentiles beyond the p99 count as the p99.
