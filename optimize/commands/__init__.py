@@ -1,1 +1,1 @@
-"""The commands beside a run: the build step, the cache, the device, and a second verdict."""
+"""The commands: what each takes, calls and prints, and how it exits."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from optimize.commands.options import Cache, NoCache, Quiet, Verbose
-from optimize.commands.terminal import EXIT_USAGE, console, observed
+from optimize.commands.terminal import EXIT_USAGE, observed, table_console
 
 if TYPE_CHECKING:
     from optimize.gate.check import Asked, Checked
@@ -183,7 +183,7 @@ def _tell(checked: Checked, declared: Declared, junit: Path | None, quiet: bool)
     if quiet:
         typer.echo(answer(checked))
     else:
-        show(checked, console())
+        show(checked, table_console())
     if _on_github():
         for line in github.errors(checked, declared.file):
             typer.echo(line)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from optimize.commands.terminal import console
+from optimize.commands.terminal import table_console
 
 
 def report_command(
@@ -20,13 +20,13 @@ def report_command(
     ] = False,
 ) -> None:
     """Print a result, and draw report.html, report.md and pictures of it again."""
-    from optimize.console import show
+    from optimize.commands.console import show
     from optimize.reports.folder import drawn, read, result
     from optimize.reports.page import PAGE
     from optimize.reports.terminal import plot
     from optimize.results import output
 
-    view, screen = read(Path(folder)), console()
+    view, screen = read(Path(folder)), table_console()
     show(result(Path(folder)), screen)
     screen.print(plot(view), soft_wrap=not screen.is_terminal)
     place = Path(out or folder)

@@ -25,7 +25,7 @@ def observed(silent: bool, verbose: bool) -> Iterator[Observer]:
     """Who is told how it goes on; a metric that prints must not spoil what is read from us."""
     from rich.console import Console
 
-    from optimize.console import Bar, Lines
+    from optimize.commands.console import Bar, Lines
     from optimize.observer import Silent
 
     stderr = Console(stderr=True)
@@ -42,21 +42,21 @@ def observed(silent: bool, verbose: bool) -> Iterator[Observer]:
 
 def finish(result: Result, json: bool, quiet: bool) -> None:
     """Print a result, and exit by it."""
-    from optimize.console import answer, show
+    from optimize.commands.console import answer, show
 
     if json:
         typer.echo(result.report.to_json())
     elif quiet:
         typer.echo(answer(result))
     else:
-        show(result, console())
+        show(result, table_console())
     if result.error is not None and result.exit_code == EXIT_INTERNAL:
         place = f"; see {result.folder / 'error.txt'}" if result.folder else ""
         say(f"internal error: {first_cause(result.error)}{place}")
     raise typer.Exit(result.exit_code)
 
 
-def console() -> Console:
+def table_console() -> Console:
     """Where a table is printed."""
     from rich.console import Console
 

@@ -1,1 +1,1 @@
-"""What measured accuracies and latencies come to: who is kept, who not, and who is chosen."""
+"""Measures variants side by side, and judges them: who is kept, who is not, and why."""

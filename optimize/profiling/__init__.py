@@ -1,1 +1,1 @@
-"""Latencies of models: timed in turns, while they are built, and in fresh processes."""
+"""Timing: of models in turns, while they are built and in fresh processes, and of the device."""

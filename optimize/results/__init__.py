@@ -1,1 +1,1 @@
-"""What a run leaves: its report, the chosen variant, and the folder that ships it."""
+"""What a run leaves: its report, the chosen variant or the nearest miss, and the result folder."""

@@ -16,7 +16,7 @@ from watched import Watched
 
 from optimize.budgets.budget import Budget, Floor
 from optimize.building.build import Variant
-from optimize.console import SHOWN_TRIALS, show, shown
+from optimize.commands.console import SHOWN_TRIALS, show, shown
 from optimize.passes.chain import Chain
 from optimize.request import Request
 from optimize.results.report import Result

@@ -18,7 +18,7 @@ from optimize.gate.lines import line_of
 from optimize.gate.schema import Options, json_schema
 
 if TYPE_CHECKING:
-    from check.conftest import Declare
+    from gate.conftest import Declare
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GOOD = '[models.digits]\nsource = "net.onnx"\nbudget = "p99=20ms"\n'

@@ -18,7 +18,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 if TYPE_CHECKING:
-    from check.conftest import Run, Slow
+    from gate.conftest import Run, Slow
 
 SECRET = "tr0ub4dor-and-3"
 

@@ -15,7 +15,7 @@ from optimize.gate.config import read
 from optimize.gate.starter import refuse_to_overwrite, starter
 
 if TYPE_CHECKING:
-    from check.conftest import Run
+    from gate.conftest import Run
 
     from optimize.targets.base import Device
 

@@ -16,7 +16,7 @@ from optimize.gate.schema import TargetSection
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from check.conftest import Declare
+    from gate.conftest import Declare
 
     from optimize.targets.base import Device
 
