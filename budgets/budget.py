@@ -136,6 +136,11 @@ def format_ns(value: float) -> str:
     return f"{value:.4g} ns"
 
 
+def format_share(value: float) -> str:
+    """Show a share as a percentage with all the digits that it was given with."""
+    return f"{100 * value:g}%"
+
+
 def format_bytes(value: float) -> str:
     """Show a number of bytes in decimal units, as budgets are written."""
     for unit in ("GB", "MB", "kB"):

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from optimize.budgets.accuracy import METRICS
-from optimize.budgets.budget import format_bytes
+from optimize.budgets.budget import format_bytes, format_share
 from optimize.results.choose import NOISE, frontier
 from optimize.results.output import REPORT
 from optimize.results.report import AccuracyReport, LatencyReport, Report, Result, VariantReport
@@ -201,7 +201,7 @@ def answer(result: Result) -> str:
         best = report.variant(report.chosen)
         written = f" Written to {result.model}" if result.model else ""
         ratio = _ratio(best.speedup) if best.speedup else ""
-        held = f", within {limits} at {report.settings.confidence:.0%} confidence"
+        held = f", within {limits} at {format_share(report.settings.confidence)} confidence"
         return (
             f"Kept: {best.chain}{ratio}{held if limits else ', without a budget'}"
             f"{_accuracy_words(best, report)}.{written}"
@@ -257,7 +257,7 @@ def _table(report: Report, rows: Sequence[VariantReport]) -> Table:
         "change",
         "size",
     )
-    bounds = f"{report.settings.confidence:.0%} bounds"
+    bounds = f"{format_share(report.settings.confidence)} bounds"
     for name in columns:
         text = name in ("variant", "status")
         table.add_column(

@@ -39,7 +39,10 @@ def verify_command(
     from optimize.run.verify import Overrides, verify
 
     limit = parse_duration(time_limit)
-    overrides = Overrides(source, data, metric, threads, limit, cache_folder(cache, no_cache))
+    overrides = Overrides(
+        source, data, metric, threads, limit,
+        unlimited=limit is None, cache=cache_folder(cache, no_cache),
+    )  # fmt: skip
     with observed(json or quiet, verbose) as observer:
         result = verify(Path(folder), overrides, observer)
     finish(result, json, quiet)

@@ -112,7 +112,8 @@ def find(folder: Path, label: str, name: str, alone: bool) -> Path | None:
     """The result folder of a model in ``folder``, which may be one itself; None if it is not there.
 
     Raises:
-        InputError: there is no folder, or it is the result of one of several models.
+        InputError: there is no folder, it is the result of one of several models, or what is there
+            under the model's name is no result.
     """
     if not folder.is_dir():
         raise InputError(
@@ -125,8 +126,15 @@ def find(folder: Path, label: str, name: str, alone: bool) -> Path | None:
             f"--against {folder} is the result of one model and several are checked; "
             f"name the one that it belongs to, or a folder with one result for each"
         )
-    choices = (folder / label, folder / name)
-    return next((choice for choice in choices if output.is_result(choice)), None)
+    for choice in (folder / label, folder / name):
+        if output.is_result(choice):
+            return choice
+        if choice.exists():
+            raise InputError(
+                f"--against {folder}: {choice.name} is no result, or a damaged one; "
+                "fetch it again, or remove it and give --allow-new"
+            )
+    return None
 
 
 def hold_against(

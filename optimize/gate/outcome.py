@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from optimize.budgets.budget import format_share
 from optimize.budgets.regression import Ratio
 from optimize.gate.against import Regression
 from optimize.gate.cases import Case
@@ -157,9 +158,9 @@ def ratio_words(ratio: Ratio, *, ended: bool = False) -> str:
     """
     ends = "?" if ratio.low is None or ratio.high is None else f"{ratio.low:.3f} – {ratio.high:.3f}"
     verdict = {
-        "held": f"at most {ratio.tolerance:.0%} slower is shown",
-        "slower": f"shown to be more than {ratio.tolerance:.0%} slower",
-        "open": f"whether it is more than {ratio.tolerance:.0%} slower is open: "
+        "held": f"at most {format_share(ratio.tolerance)} slower is shown",
+        "slower": f"shown to be more than {format_share(ratio.tolerance)} slower",
+        "open": f"whether it is more than {format_share(ratio.tolerance)} slower is open: "
         + ("not timed on, since the metric is lost" if ended else _LONGER),
     }[ratio.state]
     return f"{ratio.value:.3f}x the baseline's time ({ends}, {ratio.chunks} chunks): {verdict}"

@@ -202,6 +202,10 @@ class Screening:
         """What is known now about every variant that was built."""
         return [self._judging.row(c) for c in self._candidates if c.shown]
 
+    def steps(self) -> list[str]:
+        """Chains that are measured to show what the passes of others change."""
+        return [c.variant.name for c in self._candidates if not c.shown]
+
     def prospects(self) -> list[VariantReport]:
         """The same, where who will probably be kept counts as such; fresh processes are to tell."""
         return [self._judging.prospect(c) for c in self._candidates if c.shown]
@@ -356,7 +360,6 @@ class Screening:
     def _confirm(self, candidate: Candidate, limits: Limits, observer: Observer) -> None:
         screened = candidate.contender
         requirement = replace(self.requirement, contenders=self._share(candidate))
-        candidate.raced = screened
         parts, what = self._keys.fresh(candidate), f"fresh {screened.name}"
         job = replace(screened.job, scratch=self.folder / f"fresh-{id(candidate)}")
         fresh = Contender(screened.name, job, profile=self.records.recall_profile(parts))
@@ -371,6 +374,7 @@ class Screening:
             with self.records.alone(limits.deadline):
                 confirmation.time(fresh, limits, observer.step, keep)
                 keep(last=True)
+        candidate.raced = screened
         candidate.contender = replace(fresh, judged=screened.judged, reference=screened.reference)
         verdict, count = self._judging.judge(candidate, requirement), processes(fresh)
         lead = f"in {count} fresh processes, "

@@ -177,7 +177,7 @@ class Standings:
         winners = {name: found["by"] for name, found in told.items() if found}
         known = {c.variant.name: c for c in self.candidates[1:]}
         given_up = []
-        for candidate in candidates:
+        for candidate in filter(self._may_be_beaten, candidates):
             best: str | None = winners.get(candidate.variant.name)
             for _ in winners:  # who beat it may have been beaten itself
                 best = winners.get(best, best) if best else None
@@ -185,6 +185,10 @@ class Standings:
                 given_up.append(candidate)
         for candidate in given_up:
             candidate.beaten_by = told[candidate.variant.name]["reason"]
+
+    def _may_be_beaten(self, candidate: Candidate) -> bool:
+        """Whether this run gives up whom a faster one beats, as the earlier run did."""
+        return self._races(candidate) and self._may_stop(candidate)
 
     def waits(self, candidate: Candidate, limits: Limits) -> bool:
         """Whether a faster variant is still being timed: if it holds, this one is beaten."""

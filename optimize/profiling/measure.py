@@ -92,6 +92,7 @@ class Contender:
         reference: whether it is timed as long as any other is.
         error: why it was given up; None while it runs.
         first_process: number of the first of its workers, after those of earlier runs.
+        profiled: whether its operators were profiled in a worker that still runs.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Contender:
     call_ns: float = 0.0
     rss_bytes: int = 0
     first_process: int = 0
+    profiled: bool = False
 
     @property
     def spins(self) -> bool:
@@ -116,6 +118,7 @@ class Contender:
         for worker in self.workers:
             worker.close()
         self.workers.clear()
+        self.profiled = False
 
 
 Progress = Callable[[Sequence[Contender]], None]
@@ -146,7 +149,8 @@ def open_worker(target: Target, contender: Contender, limits: Limits) -> None:
 def _note_memory(contender: Contender, reply: dict[str, Any]) -> None:
     contender.rss_bytes = max(contender.rss_bytes, reply.get("rss_bytes") or 0)
     peak = reply.get("peak_bytes")
-    if peak is not None:
+    # A process that has profiled its operators holds more than one that serves.
+    if peak is not None and not contender.profiled:
         most = max(contender.profile.peak_bytes or 0, peak)
         contender.profile = replace(contender.profile, peak_bytes=most)
 
@@ -218,6 +222,7 @@ def operators(contender: Contender, limits: Limits) -> list[dict[str, Any]]:
         WorkerError: the worker failed.
     """
     calls = int(min(max(2, 1e9 / max(contender.call_ns, 1)), 20))
+    contender.profiled = True
     rows: list[dict[str, Any]] = contender.workers[0].call(
         "operators", limits.timeout_s + 40 * calls * contender.call_ns / 1e9, calls=calls
     )["operators"]

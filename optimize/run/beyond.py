@@ -91,6 +91,8 @@ def search_on(state: RunState, screening: Screening, observer: Observer) -> None
         tuned if request.tune_session else (),
     )
     known = dict.fromkeys(state.order) | {r.chain: screening.outcome(r.chain) for r in planned}
+    # What stands between a chain's passes was measured, too, and is not built as a trial again.
+    known |= {name: screening.outcome(name) for name in screening.steps()}
     better_up = prepared.metric.higher_is_better
     walk = Search(space, request.seed, better_up, known)
     observer.stage("search", 0)

@@ -193,10 +193,10 @@ def _as_they_are(state: RunState, folder: Path, observer: Observer) -> list[Vari
     assert prepared is not None  # set just before
     labels = _labels(request)
     first, signature = prepared.exported.model, prepared.exported.model.signature
-    home = request.model.parent
+    home, runtime = request.model.parent, DEFAULT_RUNTIME
     if output.is_result(home) and request.model.name == FILE_NAME:
-        first = output.read_artefact(home, signature)[0]  # to be loaded with its own options
-    variants = [Variant(Chain(), first, label=labels[0])]
+        first, runtime = output.read_artefact(home, signature)  # as it is to be served
+    variants = [Variant(Chain((), runtime), first, label=labels[0])]
     for number, path in enumerate(request.rivals):
         observer.step(number, str(path))
         runtime = DEFAULT_RUNTIME

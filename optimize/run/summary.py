@@ -95,6 +95,7 @@ def _report(state: RunState, error: BaseException | None) -> Report:
         )
     if error is not None and not isinstance(error, KeyboardInterrupt):
         state.notes.append(f"internal error: {first_cause(error)}; see error.txt")
+    judged = rows[1:] if request.reference_only else rows
     return Report(
         source=_source_report(state),
         device=state.device,
@@ -114,9 +115,9 @@ def _report(state: RunState, error: BaseException | None) -> Report:
         data=prepared.data if prepared else _NO_DATA,
         variants=rows,
         chosen=chosen,
-        exit_code=_exit_code(rows[1:] if request.reference_only else rows, chosen, error),
+        exit_code=_exit_code(judged, chosen, error),
         infeasible=state.infeasible,
-        nearest_miss=None if chosen else nearest_miss(rows, request.budgets, floor),
+        nearest_miss=None if chosen else nearest_miss(judged, request.budgets, floor),
         notes=tuple(state.notes),
         seconds=time.monotonic() - state.started,
         stages={name: round(spent, 3) for name, spent in state.clock.seconds.items()},
@@ -227,4 +228,5 @@ def _arguments(request: Request, folder: Path) -> dict[str, Any]:
         "max_samples": request.max_samples,
         "time_limit_s": request.time_limit_s,
         "objective": request.objective,
+        "cpus": request.cpus,
     }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from optimize.building.build import Builder, Execute, Sources, Variant
+from optimize.budgets.verdict import Status
+from optimize.building.build import LATE, Builder, Execute, Sources, Variant
 from optimize.building.plan import built_in, restricted, trained
 from optimize.building.remember import Remembered, RememberedExport
 from optimize.cache.store import TRAINING
@@ -28,6 +29,7 @@ from optimize.results.report import VariantReport
 from optimize.run.state import RunState
 
 CHECK_SAMPLES = 4
+_STATUSES: Mapping[str, Status] = {"failed": "failed", LATE: "undecided"}
 # Shares of the time limit: building ends in time to measure, measuring in time to confirm.
 BUILD_SHARE, SCREEN_SHARE = 0.5, 0.8
 
@@ -114,7 +116,7 @@ def exporter(state: RunState) -> Callable[..., Exported]:
 def build_one(builder: Builder, limits: Limits, chain: Chain) -> Variant:
     """Build a chain, unless the time is up."""
     if limits.expired and chain != Chain():  # all is relative to the source
-        return Variant(chain, None, "skipped", "the time limit left no time to build it")
+        return Variant(chain, None, LATE, "the time limit left no time to build it")
     return builder.build(chain)
 
 
@@ -173,7 +175,7 @@ def _unbuilt(variant: Variant) -> VariantReport:
     return VariantReport(
         chain=str(variant.chain),
         runtime=variant.chain.runtime,
-        status="failed" if variant.problem == "failed" else "skipped",
+        status=_STATUSES.get(variant.problem or "", "skipped"),
         reason=variant.reason,
         notes=variant.notes,
         build_s=variant.seconds,

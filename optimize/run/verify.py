@@ -22,6 +22,7 @@ from optimize.results.report import AccuracyReport, Report, Result
 from optimize.run.pipeline import run
 from optimize.targets.base import Target
 from optimize.targets.local import LocalTarget
+from optimize.worker import granted_cpus
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Overrides:
     """What may be said anew; None keeps what the folder says.
 
     Attributes:
+        unlimited: whether there is no time limit, whatever the folder says.
         cache: where the source's export may be kept; what is measured is measured again.
     """
 
@@ -37,6 +39,7 @@ class Overrides:
     metric: str | None = None
     threads: int | None = None
     time_limit_s: float | None = None
+    unlimited: bool = False
     cache: Path | None = None
 
 
@@ -156,7 +159,8 @@ def _as_it_was(
         threads=overrides.threads or manifest["threads"],
         batch=manifest["batch"],
         confidence=report.settings.confidence,
-        time_limit_s=overrides.time_limit_s or arguments["time_limit_s"],
+        time_limit_s=_time_limit(overrides, arguments),
+        cpus=_cpus(arguments),
         inputs=tuple(map(parse_input, arguments["inputs"])),
         arch=arguments["arch"],
         trust_pickle=arguments["trust_pickle"],
@@ -169,6 +173,19 @@ def _as_it_was(
         cache=overrides.cache,
         records=False,
     )
+
+
+def _time_limit(overrides: Overrides, arguments: dict[str, Any]) -> float | None:
+    if overrides.unlimited:
+        return None
+    limit: float | None = overrides.time_limit_s or arguments["time_limit_s"]
+    return limit
+
+
+def _cpus(arguments: dict[str, Any]) -> tuple[int, ...] | None:
+    """The cores that were asked for, if they are granted here, too."""
+    asked = tuple(arguments.get("cpus") or ())
+    return asked if asked and set(asked) <= set(granted_cpus()) else None
 
 
 def _placed(arguments: dict[str, Any], parent: Path) -> dict[str, Any]:
@@ -221,6 +238,10 @@ def _differences(manifest: dict[str, Any], then: Report, now: Report, target: Ta
         new = versions().get(name)
         if new != old:
             notes.append(f"{name} was {old}, here it is {new or 'missing'}")
+    asked = manifest["arguments"].get("cpus")
+    if asked and _cpus(manifest["arguments"]) is None:
+        cores = ",".join(map(str, asked))
+        notes.append(f"--cpus was {cores}, which is not granted here: all granted cores are used")
     if manifest["data_digest"] != now.data.digest:
         notes.append("the data are not those of the first verdict")
     return notes

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from optimize.budgets.accuracy import Accuracy
 from optimize.budgets.budget import Budget, Floor
@@ -120,6 +121,21 @@ def test_whom_an_earlier_run_gave_up_is_given_up_again_while_the_winner_holds(
         c.raced = c.contender
         known.recall([a, b, c])
         assert (a.beaten_by, b.beaten_by) == (None, None)
+
+
+@pytest.mark.parametrize("changes", [{"objective": "accuracy"}, {"everything": True}])
+def test_who_was_given_up_for_its_speed_is_not_where_that_does_not_count(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    with Store(tmp_path) as store:
+        slow, fast = candidate("slow", profile(7.0, 160)), candidate("fast", profile(5.0))
+        told = {"by": "fast", "reason": "slower than fast"}
+        for more, expected in (({}, "slower than fast"), (changes, None)):
+            known = standings(slow, fast, store=store, **more)
+            known.records.keep({"beaten": "slow"}, told, "beaten")
+            slow.beaten_by = None
+            known.recall([slow, fast])
+            assert slow.beaten_by == expected
 
 
 def test_two_that_beat_each_other_in_different_runs_are_both_timed(tmp_path: Path) -> None:
