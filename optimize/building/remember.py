@@ -49,7 +49,7 @@ class Remembered:
             PassFailed: as the pass raises it; a failure may pass, so it is not kept.
         """
         key = key_of(self._parts(step, model, context))
-        with self._store.building(key):
+        with self._store.building(key, context.deadline):
             entry = self._store.get(key)
             if entry is not None:
                 return _recall(entry, model)

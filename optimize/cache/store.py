@@ -30,7 +30,7 @@ from optimize.cache.entries import (
     read_entry,
     write_entry,
 )
-from optimize.errors import InputError
+from optimize.errors import InputError, OptimizeError
 from optimize.processes.locks import lock
 
 LAYOUT = "v1"
@@ -71,6 +71,10 @@ class Cleared(NamedTuple):
     in_use: int
 
 
+class Stopped(OptimizeError):
+    """Waiting for another run was given up, as this one ends."""
+
+
 class Store:
     """Entries in a folder, shared by any number of processes.
 
@@ -102,6 +106,7 @@ class Store:
         self._report = report
         self._said: set[str] = set()
         self._pins: dict[str, int] = {}
+        self._stopped = threading.Event()
         self._own = threading.RLock()  # over what this object holds: pins and workspace
         self._workspace: tuple[Path, int] | None = None
         self._entries, self._locks, self._work = (
@@ -195,13 +200,18 @@ class Store:
             return None
 
     @contextlib.contextmanager
-    def building(self, key: str) -> Iterator[None]:
+    def building(self, key: str, deadline: float | None = None) -> Iterator[None]:
         """Hold a key's lock: of several that build it one does, the others wait, then ``get`` it.
+
+        Args:
+            key: what is to be built.
+            deadline: on ``time.monotonic``: from then on, go ahead without.
 
         Raises:
             ValueError: the text is no key.
+            Stopped: :meth:`stop` was called while it waited.
         """
-        descriptor = self._lock_key(key)
+        descriptor = self._lock_key(key, deadline)
         try:
             yield
         finally:
@@ -223,15 +233,31 @@ class Store:
             _make(self.folder / LAYOUT)
             path = self.folder / LAYOUT / "turn"
             while (descriptor := lock(path, shared=shared, create=True)) is None:
-                if deadline is not None and time.monotonic() >= deadline:
-                    break
                 self._say("another run on the same cache was at work; this one waited for its turn")
-                time.sleep(TURN_S)
+                if not self._wait(deadline):
+                    break
         try:
             yield
         finally:
             if descriptor is not None:
                 os.close(descriptor)
+
+    def stop(self) -> None:
+        """Have every thread that waits for another run give up, now and from now on."""
+        self._stopped.set()
+
+    def _wait(self, deadline: float | None) -> bool:
+        """Wait a moment for another run; False from the deadline on.
+
+        Raises:
+            Stopped: there is nothing to wait for any more.
+        """
+        if self._stopped.is_set():
+            raise Stopped("the run was ended while it waited for another")
+        if deadline is not None and time.monotonic() >= deadline:
+            return False
+        time.sleep(TURN_S)
+        return True
 
     def release(self, key: str) -> None:
         """Let an entry be evicted again: its path is not used any more."""
@@ -309,14 +335,14 @@ class Store:
                 self._pins[key] = descriptor
             return descriptor is not None
 
-    def _lock_key(self, key: str) -> int | None:
+    def _lock_key(self, key: str, deadline: float | None) -> int | None:
         path = self._locks / self._place(key).name
         try:
             _make(self._locks)
-            descriptor = lock(path, create=True)
-            if descriptor is None:
-                self._say(f"another run builds {key[:12]}; waiting for it")
-                descriptor = lock(path, create=True, wait=True)
+            while (descriptor := lock(path, create=True)) is None:
+                self._say(f"{key[:12]} is being built already; waiting for it")
+                if not self._wait(deadline):
+                    break
             return descriptor
         except OSError as error:
             self._say(f"cache not written: {_why(error)} ({self.folder})")

@@ -201,11 +201,14 @@ class Children:
         self._free: LifoQueue[Child] = LifoQueue()
         for child in reversed(self._all):
             self._free.put(child)
+        self._stopped = False
 
     def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """See :meth:`Child.call`."""
         child = self._free.get()
         try:
+            if self._stopped:
+                raise ChildDied("the run was ended before it was begun")
             return child.call(function, *args, **kwargs)
         finally:
             self._free.put(child)
@@ -228,6 +231,7 @@ class Children:
         try:
             yield pool
         except BaseException:
+            self._stopped = True  # or a thread would begin its next call in a new process
             self.close()  # ends the calls that threads still wait for
             raise
         finally:

@@ -91,7 +91,12 @@ def _each(state: RunState, builder: Builder, chains: Sequence[Chain]) -> Iterato
     build = partial(build_one, builder, state.limits(BUILD_SHARE))
     together = [chain for chain in chains if not _times(chain)]
     with state.children.threads(len(together)) as pool:
-        yield from pool.map(build, together)
+        try:
+            yield from pool.map(build, together)
+        except BaseException:
+            if state.store:
+                state.store.stop()  # or the pool would wait for what its threads wait for
+            raise
     yield from map(build, filter(_times, chains))
 
 

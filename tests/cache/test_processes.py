@@ -8,12 +8,14 @@ import resource
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from optimize.cache.entries import key_of
-from optimize.cache.store import Store
+from optimize.cache.store import Stopped, Store
 
 KEY = key_of({"chain": "fold"})
 VICTIM = Path(__file__).with_name("victim.py")
@@ -21,7 +23,7 @@ VICTIM = Path(__file__).with_name("victim.py")
 BUILD = """
 import os, sys, time
 from pathlib import Path
-from optimize.cache.store import Store
+from optimize.cache.store import Stopped, Store
 folder, log, key = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 with Store(folder) as store:
     print("open", flush=True)
@@ -40,7 +42,7 @@ print(found.decode(), flush=True)
 HOLD = """
 import sys, time
 from pathlib import Path
-from optimize.cache.store import Store
+from optimize.cache.store import Stopped, Store
 store = Store(Path(sys.argv[1]))
 with store.building(sys.argv[2]), store._staging() as staging:
     (staging / "half").write_text("half written")
@@ -108,9 +110,24 @@ def test_a_wait_is_said(tmp_path: Path) -> None:
         assert waiting.stdout.readline() == "open\n"
         waiting.stdin.write("\n")
         waiting.stdin.flush()
-        assert waiting.stdout.readline() == f"another run builds {KEY[:12]}; waiting for it\n"
+        assert waiting.stdout.readline() == f"{KEY[:12]} is being built already; waiting for it\n"
         store.put(KEY, b"found")
     assert waiting.communicate(timeout=60)[0] == "found\n"
+
+
+def test_a_run_that_ends_does_not_wait_for_another(tmp_path: Path) -> None:
+    with Store(tmp_path) as other, other.building(KEY), Store(tmp_path) as store:
+        with store.building(KEY, deadline=time.monotonic()):
+            pass  # it goes ahead without
+        with ThreadPoolExecutor() as pool:
+            waiting = pool.submit(lambda: store.building(KEY).__enter__())
+            while not (tmp_path / "v1" / "locks" / KEY).exists():
+                time.sleep(0.01)
+            store.stop()
+            with pytest.raises(Stopped):
+                waiting.result(60)
+        with pytest.raises(Stopped), store.turn(shared=True), store.building(KEY):
+            raise AssertionError("it was not free")
 
 
 def test_killed_at_every_step_the_store_stays_whole(tmp_path: Path) -> None:
