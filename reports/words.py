@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from optimize.budgets.budget import format_bytes, format_ns
+from optimize.budgets.budget import format_bytes, format_ns, format_share
 from optimize.reports.view import Interval, View, percentile
 from optimize.results.choose import NOISE
 from optimize.results.report import BudgetReport, VariantReport
@@ -59,7 +59,7 @@ def headline(view: View) -> Headline:
     report = view.report
     floor = [f"the floor {report.floor.text}"] if report.floor else []
     wanted = _join([*(budget.text for budget in report.budgets), *floor])
-    sure = f"at {report.settings.confidence * 100:g}% confidence"
+    sure = f"at {format_share(report.settings.confidence)} confidence"
     if view.chosen is not None and report.exit_code == 0:
         limits = _join([budget.text for budget in report.budgets])
         held = f"It is within {limits} {sure}" if limits else "No budget was declared"
@@ -110,12 +110,12 @@ def _certainty(view: View, variant: VariantReport) -> Iterator[Fact]:
     confidence = view.report.settings.confidence
     if variant.status == "kept" and view.report.budgets:
         margin = "that it stays within the budgets"
-        yield Fact("certainty", f"{confidence * 100:g}%", "good", margin, (calls, *details))
+        yield Fact("certainty", format_share(confidence), "good", margin, (calls, *details))
     elif variant.status == "too_slow":
         # A wrong rejection costs speed, not a promise: docs/decisions/0002-verdict.md.
         sure = 1 - min(0.05, 5 * (1 - confidence))
         margin = "that it exceeds the budget"
-        yield Fact("certainty", f"{sure * 100:g}%", "plain", margin, (calls, *details))
+        yield Fact("certainty", format_share(sure), "plain", margin, (calls, *details))
     else:
         state: State = "open" if variant.status == "undecided" else "plain"
         yield Fact("evidence", f"{runs.samples} calls", state, calls.partition(" calls ")[2],

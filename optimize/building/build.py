@@ -19,7 +19,7 @@ from optimize.passes.lower import Compile, Export
 Execute = Callable[[Pass, Model, Context], PassResult]
 
 # Why there is no artefact: there was no time to build it, which says nothing of it.
-LATE = "late"
+UNBUILT = "unbuilt"
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Variant:
     Attributes:
         chain: the passes.
         model: the artefact; None if there is none.
-        problem: ``skipped``, ``failed`` or ``late`` if there is none.
+        problem: ``skipped``, ``failed`` or ``unbuilt`` if there is none.
         reason: why, in words.
         notes: what the passes said.
         seconds: spent in passes that no other chain had run before.

@@ -74,7 +74,7 @@ class Records:
         """Keep a JSON value; ``what`` is what ``optimize cache ls`` calls it."""
         if self._store is not None and self._keeps:
             key = self._key(parts)
-            self._renewed.add(key)
+            self._forgotten(key)  # the store never overwrites what it has
             self._store.put(key, json.dumps(value).encode(), {"what": what})
             self._store.release(key)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from optimize.budgets.verdict import Status
-from optimize.building.build import LATE, Builder, Execute, Sources, Variant
+from optimize.building.build import UNBUILT, Builder, Execute, Sources, Variant
 from optimize.building.plan import built_in, restricted, trained
 from optimize.building.remember import Remembered, RememberedExport
 from optimize.cache.store import TRAINING
@@ -29,7 +29,7 @@ from optimize.results.report import VariantReport
 from optimize.run.state import RunState
 
 CHECK_SAMPLES = 4
-_STATUSES: Mapping[str, Status] = {"failed": "failed", LATE: "undecided"}
+_STATUSES: Mapping[str, Status] = {"failed": "failed", UNBUILT: "undecided"}
 # Shares of the time limit: building ends in time to measure, measuring in time to confirm.
 BUILD_SHARE, SCREEN_SHARE = 0.5, 0.8
 
@@ -121,7 +121,7 @@ def exporter(state: RunState) -> Callable[..., Exported]:
 def build_one(builder: Builder, limits: Limits, chain: Chain) -> Variant:
     """Build a chain, unless the time is up."""
     if limits.expired and chain != Chain():  # all is relative to the source
-        return Variant(chain, None, LATE, "the time limit left no time to build it")
+        return Variant(chain, None, UNBUILT, "the time limit left no time to build it")
     return builder.build(chain)
 
 

@@ -116,13 +116,18 @@ def test_a_wait_is_said(tmp_path: Path) -> None:
 
 
 def test_a_run_that_ends_does_not_wait_for_another(tmp_path: Path) -> None:
-    with Store(tmp_path) as other, other.building(KEY), Store(tmp_path) as store:
+    said: list[str] = []
+    with (
+        Store(tmp_path) as other,
+        other.building(KEY),
+        Store(tmp_path, report=said.append) as store,
+    ):
         with store.building(KEY, deadline=time.monotonic()):
             pass  # it goes ahead without
+        assert said == [f"{KEY[:12]} is being built already; waiting for it"]
         with ThreadPoolExecutor() as pool:
             waiting = pool.submit(lambda: store.building(KEY).__enter__())
-            while not (tmp_path / "v1" / "locks" / KEY).exists():
-                time.sleep(0.01)
+            assert not waiting.done()
             store.stop()
             with pytest.raises(Stopped):
                 waiting.result(60)

@@ -119,6 +119,15 @@ def test_fresh_records_forget_and_learn_again(tmp_path: Path) -> None:
         assert Records(store, {}).recall(PARTS) == 2
 
 
+def test_fresh_records_keep_over_what_they_did_not_ask_for(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        Records(store, {}).keep(PARTS, 1, "v")
+        fresh = Records(store, {}, fresh=True)
+        fresh.keep(PARTS, 2, "v")
+        assert fresh.recall(PARTS) == 2
+        assert Records(store, {}).recall(PARTS) == 2
+
+
 def test_fresh_records_forget_a_profile_to_its_last_segment(tmp_path: Path) -> None:
     def timed(*processes: int) -> Profile:
         return Profile(tuple(block(SLOW, process=process) for process in processes))
