@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import runpy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +30,25 @@ from optimize.passes.latency import Share
 from optimize.passes.pruning.search import Level, cheapest, levels
 
 Apply = Callable[..., PassResult]
+# Each width that is tried is exported, which takes torch seconds: two groups, one over an addition.
+NETWORK = """
+from torch import nn
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 96, 3, stride=2, padding=1)
+        self.wide = nn.Conv2d(96, 128, 3, padding=1)
+        self.back = nn.Conv2d(128, 96, 3, padding=1)
+        self.head = nn.Linear(96, 10)
+
+    def forward(self, image):
+        stem = self.stem(image.float() / 255).relu()
+        return self.head((stem + self.back(self.wide(stem).relu())).mean((2, 3)))
+
+def build():
+    return Network()
+"""
 SOURCE_NS = 1e6
 
 
@@ -80,9 +100,15 @@ def images() -> Dataset:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory, images: Dataset) -> Exported:
     pytest.importorskip("torch_pruning")
-    source, arch = detect(FASHION / "resnet.safetensors"), f"{FASHION / 'arch.py'}:resnet"
+    import torch
+
     folder = tmp_path_factory.mktemp("exported")
-    return load_and_export(source, arch, False, samples.representative(images), (), folder)
+    file, weights = folder / "network.py", folder / "network.pth"
+    file.write_text(NETWORK)
+    torch.manual_seed(0)
+    torch.save(runpy.run_path(str(file))["build"]().state_dict(), weights)
+    batches = samples.representative(images)
+    return load_and_export(detect(weights), f"{file}:build", False, batches, (), folder)
 
 
 @pytest.mark.parametrize("goal", [0.8, 0.6, 0.4])
