@@ -7,10 +7,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from shipped import FASHION, Command
+from shipped import FASHION
+
+if TYPE_CHECKING:
+    from commands.conftest import Run
 
 pytest.importorskip("torch_pruning")
 ARCH = f"{FASHION / 'arch.py'}:resnet"
@@ -42,10 +45,10 @@ def fine(student, teacher, batches, context):
 
 
 @pytest.fixture(scope="module")
-def words(data: Path) -> list[Any]:
+def words(fashion: Path) -> list[Any]:
     return [
-        *(FASHION / "resnet.safetensors", "--arch", ARCH, "--data", data / "val.npz"),
-        *("--calibration", data / "cal.npz", "--budget", "p99=10s", "--floor", "drop=0.9"),
+        *(FASHION / "resnet.safetensors", "--arch", ARCH, "--data", fashion / "val.npz"),
+        *("--calibration", fashion / "cal.npz", "--budget", "p99=10s", "--floor", "drop=0.9"),
         *("--threads", 1, "--max-samples", 1000),
     ]
 
@@ -54,16 +57,14 @@ def rows(text: str) -> dict[str, Any]:
     return {row["chain"]: row for row in json.loads(text)["variants"]}
 
 
-def test_a_bad_hook_costs_its_own_variant(
-    optimize: Command, words: list[Any], tmp_path: Path
-) -> None:
+def test_a_bad_hook_costs_its_own_variant(optimize: Run, words: list[Any], tmp_path: Path) -> None:
     file = tmp_path / "hooks.py"
     file.write_text(HOOKS)
     names = ("raises", "no_arguments", "nothing", "nan", "fine")
     chains = {name: f"distill{{hook={file}:{name}}}" for name in names}
     options = [word for chain in chains.values() for word in ("--chain", chain)]
     done = optimize(*words, *options, "--json", "--out", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.stderr
     found = rows(done.stdout)
     for name, reason in (
         ("raises", "raised RuntimeError: out of luck"),
@@ -76,11 +77,11 @@ def test_a_bad_hook_costs_its_own_variant(
     assert found[chains["fine"]]["status"] == "kept"
 
 
-def test_masks_are_explained(optimize: Command, words: list[Any], tmp_path: Path) -> None:
+def test_masks_are_explained(optimize: Run, words: list[Any], tmp_path: Path) -> None:
     chains = ("prune{ratio=0.7,kind=mask}", "prune{ratio=0.25,kind=2:4}")
     options = [word for chain in chains for word in ("--chain", chain)]
     done = optimize(*words, *options, "--json", "--out", tmp_path / "out")
-    assert done.returncode in (0, 3), done.stderr  # 3: too disturbed to decide
+    assert done.code in (0, 3), done.stderr  # 3: too disturbed to decide
     found = rows(done.stdout)
     for chain, share in zip(chains, ("70%", "50%"), strict=True):
         row = found[chain]
@@ -90,7 +91,7 @@ def test_masks_are_explained(optimize: Command, words: list[Any], tmp_path: Path
 
 
 def test_a_killed_training_goes_on_where_it_was(
-    optimize: Command, words: list[Any], cache: Path, tmp_path: Path
+    optimize: Run, words: list[Any], cache: Path, tmp_path: Path
 ) -> None:
     chain = "prune{ratio=0.5,on=module},distill{epochs=400}"
     options = ["--chain", chain, "--cache", cache, "--out", tmp_path / "out"]
@@ -106,7 +107,7 @@ def test_a_killed_training_goes_on_where_it_was(
         run.kill()
         run.wait()
     done = optimize(*words, *options, "--time-limit", "24s", "--json", "--verbose")
-    assert done.returncode in (0, 3), done.stderr
+    assert done.code in (0, 3), done.stderr
     notes = " ".join(rows(done.stdout)[chain]["notes"])
     assert "resumed at step" in notes
     assert "stopped by the time limit at step" in notes
@@ -127,21 +128,21 @@ def test_a_killed_training_goes_on_where_it_was(
     ],
 )
 def test_bad_input_is_one_sentence(
-    options: tuple[str, ...], sentence: str, optimize: Command, words: list[Any], tmp_path: Path
+    options: tuple[str, ...], sentence: str, optimize: Run, words: list[Any], tmp_path: Path
 ) -> None:
     done = optimize(*words, *options, "--out", tmp_path / "out")
-    assert done.returncode == 2
+    assert done.code == 2
     assert sentence in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("optimize: ")
     assert not (tmp_path / "out").exists()
 
 
-def test_budgets_decide_how_much_goes(optimize: Command, words: list[Any], tmp_path: Path) -> None:
+def test_budgets_decide_how_much_goes(optimize: Run, words: list[Any], tmp_path: Path) -> None:
     """On budgets whose outcome no machine's speed can change."""
     chains = ("prune{on=module,to=p99}", "prune{to=p99}", "prune{to=p50}")
     options = [word for chain in chains for word in ("--chain", chain)]
     done = optimize(*words, *options, "--json", "--out", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.stderr
     found = rows(done.stdout)
     for chain in chains[:2]:
         assert found[chain]["status"] == "skipped"
@@ -150,16 +151,16 @@ def test_budgets_decide_how_much_goes(optimize: Command, words: list[Any], tmp_p
 
 
 def test_options_add_chains_to_the_plan(
-    optimize: Command, words: list[Any], data: Path, tmp_path: Path
+    optimize: Run, words: list[Any], fashion: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "own.py"
     file.write_text(HOOKS)
     own = ("--distill", f"{file}:fine", "--student", ARCH, "--prune", "0.5")
     done = optimize(
-        *words, *own, "--train", data / "cal.npz", "--time-limit", "1s", "--json",
+        *words, *own, "--train", fashion / "cal.npz", "--time-limit", "1s", "--json",
         "--out", tmp_path / "out",
     )  # fmt: skip
-    assert done.returncode in (0, 1, 3), done.stderr
+    assert done.code in (0, 1, 3), done.stderr
     for row in rows(done.stdout).values():  # of what was not built nothing is known
         assert row["status"] == "undecided" or "left no time to build it" not in row["reason"]
     chains = list(rows(done.stdout))

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from running import Running
+from shipped import FASHION
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,17 @@ def digits_weights(digits_net: Any, tmp_path_factory: pytest.TempPathFactory) ->
     path = tmp_path_factory.mktemp("weights") / "weights.pt"
     torch.save(digits_net.state_dict(), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def fashion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """400 images for the shipped network to evaluate on, with labels, and 60 to calibrate on."""
+    folder = tmp_path_factory.mktemp("fashion")
+    with np.load(FASHION / "data.npz") as stored:
+        image, labels = stored["image"], stored["labels"]
+    np.savez(folder / "val.npz", image=image[:400], labels=labels[:400])
+    np.savez(folder / "cal.npz", image=image[400:460])
+    return folder
 
 
 @pytest.fixture

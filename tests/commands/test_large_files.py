@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 
 if TYPE_CHECKING:
-    from cli.conftest import Run
+    from commands.conftest import Run
     from conftest import GraphMaker
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,7 @@ import pytest
 from optimize.reports.samples import read
 
 if TYPE_CHECKING:
-    from cli.conftest import Done, Run
+    from commands.conftest import Done, Run
     from conftest import Digits
 
 STATUSES = {
@@ -49,7 +51,7 @@ def kept(
     np.savez(folder / "cal.npz", image=digits.image[200:240])
     done = optimize(
         digits_script, "--data", folder / "val.npz", "--calibration", folder / "cal.npz",
-        "--budget", "p90=2s", "--budget", "size=1MB", "--floor", "drop=0.05", *CHAINS,
+        "--budget", "p90=2s", "--budget", "size=20kB", "--floor", "drop=0.05", *CHAINS,
         "--out", folder / "out", "--json",
     )  # fmt: skip
     assert done.code == 0, done.stderr
@@ -101,6 +103,7 @@ def test_the_folder_holds_model_report_and_manifest(kept: Kept) -> None:
     assert manifest["files"]["model.onnx"] == digest
     assert manifest["model_digest"] == digest == kept.variant(kept.report["chosen"])["digest"]
     assert manifest["chain"] == kept.report["chosen"]
+    assert manifest["device"]["cores"] == os.cpu_count()
 
 
 def test_no_temporary_files_are_left(kept: Kept) -> None:
@@ -144,7 +147,7 @@ def test_the_artefact_takes_any_batch(kept: Kept, digits: Digits) -> None:
 def test_what_is_kept_meets_every_budget(kept: Kept) -> None:
     chosen = kept.variant(kept.report["chosen"])
     assert chosen["status"] == "kept"
-    assert chosen["size_bytes"] == (kept.out / "model.onnx").stat().st_size <= 1_000_000
+    assert chosen["size_bytes"] == (kept.out / "model.onnx").stat().st_size <= 20_000
     assert chosen["latency"]["p90_ms"] <= 2000
     assert chosen["latency"]["processes"] >= 3
 
@@ -187,11 +190,37 @@ def test_the_report_tells_data_and_source(kept: Kept, digits_script: Path) -> No
     assert (source["name"], source["kind"]) == ("digits.pt", "torchscript")
     assert source["digest"] == hashlib.sha256(digits_script.read_bytes()).hexdigest()
     budgets = [(b["text"], b["limit"]) for b in kept.report["budgets"]]
-    assert budgets == [("p90=2s", 2 * 10**9), ("size=1MB", 10**6)]
+    assert budgets == [("p90=2s", 2 * 10**9), ("size=20kB", 20_000)]
 
 
 def test_no_path_of_this_run_is_in_the_report(kept: Kept) -> None:
     assert "optimize-" not in kept.done.stdout
+
+
+def test_verify_judges_the_folder_again(kept: Kept, optimize: Run, cache: Path) -> None:
+    seen, entries = [], []
+    for _ in range(2):
+        done = optimize("verify", kept.out, "--json", "--cache", cache)
+        assert done.code == 0, done.stderr
+        rows = json.loads(done.stdout)["variants"]
+        assert [row["chain"] for row in rows] == ["source", kept.report["chosen"]]
+        assert not any(row["recalled"] for row in rows)
+        seen.append([row["latency"]["p50_ms"] for row in rows])
+        entries.append(optimize("cache", "ls", "--cache", cache).stdout)
+    assert seen[0] != seen[1]  # each has measured
+    assert entries[0].count("export of") == entries[1].count("export of") == 1
+    assert "timings" not in entries[1]
+
+
+def test_verify_refuses_a_changed_folder(kept: Kept, optimize: Run, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(kept.out, copy)
+    with (copy / "model.onnx").open("ab") as stream:
+        stream.write(b"x")
+    done = optimize("verify", copy)
+    assert done.code == 2
+    assert "damaged" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.fixture(scope="module")
@@ -199,8 +228,6 @@ def refused(
     optimize: Run, kept: Kept, digits_onnx: Path, digits_npz: Path
 ) -> tuple[Done, dict[str, Any], Path]:
     """A run that cannot meet its budgets, over a copy of the earlier result."""
-    import shutil
-
     out = kept.out.with_name("copy")
     shutil.copytree(kept.out, out)
     done = optimize(

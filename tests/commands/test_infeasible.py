@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from shipped import Command
+from optimize.models.model import Model
+
+if TYPE_CHECKING:
+    from commands.conftest import Run
 
 BUDGET = ("--budget", "p99=1us")
 
 
 def test_an_impossible_budget_is_answered_without_building(
-    optimize: Command, model: Path, data: Path, tmp_path: Path
+    optimize: Run, shipped_onnx: Model, fashion: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "out"
-    done = optimize(model, *BUDGET, "--data", data / "val.npz", "--threads", 1, "--out", out)
-    assert done.returncode == 1, done.stderr
+    out, model = tmp_path / "out", shipped_onnx.path
+    done = optimize(model, *BUDGET, "--data", fashion / "val.npz", "--threads", 1, "--out", out)
+    assert done.code == 1, done.stderr
     # 7.5 where convolutions were measured faster than products: a busy machine may look like that.
     needs = r"eeds (22\.7|7\.5) MFLOP; this device peaks at "
     assert re.search(rf"p99=1us cannot be met\. N{needs}", done.stdout), done.stdout
@@ -34,14 +38,14 @@ def test_an_impossible_budget_is_answered_without_building(
 
 
 def test_who_insists_gets_variants_with_their_bounds(
-    optimize: Command, model: Path, data: Path, tmp_path: Path
+    optimize: Run, shipped_onnx: Model, fashion: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     done = optimize(
-        model, *BUDGET, "--data", data / "val.npz", "--threads", 1, "--out", out, "--force",
+        shipped_onnx.path, *BUDGET, "--data", fashion / "val.npz", "--threads", 1, "--out", out, "--force",
         "--chain", "fold,fuse,int8{mode=static}", "--max-samples", 100,
     )  # fmt: skip
-    assert done.returncode == 1, done.stderr
+    assert done.code == 1, done.stderr
     report = json.loads((out / "report.json").read_text())
     assert report["infeasible"] is None
     assert any("out of reach of this architecture: needs" in note for note in report["notes"])

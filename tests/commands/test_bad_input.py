@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import resource
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 from onnx import numpy_helper
 
 if TYPE_CHECKING:
-    from cli.conftest import Done, Run
+    from commands.conftest import Done, Run
 
 BUDGET = ("--budget", "p99=1s")
 
@@ -80,6 +81,33 @@ def torch_attack(given: Given) -> Path:
     return given.folder / "evil.pt"
 
 
+def zipped(given: Given) -> Path:
+    with zipfile.ZipFile(given.folder / "zipped.pt", "w") as archive:
+        archive.writestr("readme.txt", "no model")
+    return given.folder / "zipped.pt"
+
+
+def module(given: Given) -> Path:
+    import torch
+
+    torch.save(torch.nn.Linear(2, 2), given.folder / "module.pt")
+    return given.folder / "module.pt"
+
+
+def half_tensors(given: Given) -> Path:
+    import torch
+    from safetensors.torch import save_file
+
+    save_file(torch.load(given.weights), given.folder / "weights.safetensors")
+    return given.half(given.folder / "weights.safetensors")
+
+
+def built_by(given: Given, body: str) -> list[Any]:
+    """The words for weights whose factory does something else."""
+    given.file("net.py", f"import torch\n\ndef build():\n    {body}\n".encode())
+    return [given.weights, "--arch", "net.py:build", "--data", given.npz, *BUDGET]
+
+
 def legacy_half(given: Given) -> Path:
     import torch
 
@@ -123,14 +151,21 @@ CASES: dict[str, tuple[Words, str]] = {
     "no words": (lambda g: [], "MODEL|no model"),
     "no model": (lambda g: [*BUDGET], "MODEL"),
     "missing file": (lambda g: ["none.pt", *BUDGET], "none.pt does not exist"),
+    "empty file": (lambda g: [g.file("empty.pt", b""), *BUDGET], "is empty"),
+    "text": (lambda g: [g.file("text.pt", b"hello world, no model"), *BUDGET], "is no model"),
+    "zip of something else": (lambda g: [zipped(g), *BUDGET], "no PyTorch file"),
     "script cut short": (lambda g: [g.half(g.script), *BUDGET], "cut short"),
     "weights cut short": (
         lambda g: [g.half(g.weights), "--arch", g.arch, *BUDGET], "cut short"),
+    "safetensors cut short": (
+        lambda g: [half_tensors(g), "--arch", g.arch, "--data", g.npz, *BUDGET],
+        "no complete safetensors"),
     "legacy weights cut short": (
         lambda g: [legacy_half(g), "--arch", g.arch, "--data", g.npz, *BUDGET], "half-legacy.pt"),
     "onnx cut short": (lambda g: [g.half(g.onnx), *BUDGET], "cut short"),
     "side file cut short": (lambda g: [broken_side_file(g), *BUDGET], r"side\.bin|cut short"),
     "data for a model": (lambda g: [g.npz, *BUDGET], "no PyTorch file"),
+    "pickle without trust": (lambda g: [module(g), *BUDGET], "--trust-pickle"),
     "pickle that runs code": (lambda g: [attack(g), "--data", g.npz, *BUDGET], "evil.pt"),
     "checkpoint that runs code": (
         lambda g: [torch_attack(g), "--data", g.npz, *BUDGET], "posix.system.*--trust-pickle"),
@@ -138,14 +173,23 @@ CASES: dict[str, tuple[Words, str]] = {
     "keys that do not match": (
         lambda g: [other_keys(g), "--arch", g.arch, "--data", g.npz, *BUDGET],
         r"missing head\.bias; unexpected tail\.bias"),
+    "architecture that raises": (
+        lambda g: built_by(g, "raise RuntimeError('out of luck')"), "out of luck"),
+    "architecture that is no module": (
+        lambda g: built_by(g, "return 3"), r"must return a torch\.nn\.Module"),
     "script without shapes": (lambda g: [g.script, *BUDGET], "--input image="),
     "no unit": (lambda g: [g.onnx, "--budget", "p99=20"], "has no unit"),
     "negative": (lambda g: [g.onnx, "--budget", "p99=-1ms"], "is not positive"),
+    "unknown budget": (lambda g: [g.onnx, "--budget", "p98=1ms"], "p99"),
+    "unknown floor": (lambda g: [g.onnx, *BUDGET, "--floor", "top2=.9"], "known: top1"),
+    "unknown flag": (lambda g: [g.onnx, *BUDGET, "--budgte", "x"], "--budget"),
     "twice": (lambda g: [g.onnx, *BUDGET, *BUDGET], "given twice"),
     "unknown pass": (
         lambda g: [g.onnx, *BUDGET, "--chain", "fold,fuze"], "no pass 'fuze'; did you mean fuse"),
     "unknown option": (
         lambda g: [g.onnx, *BUDGET, "--chain", "int8{bit=4}"], "'bit'; did you mean bits"),
+    "unknown choice": (
+        lambda g: [g.onnx, *BUDGET, "--chain", "int8{mode=sttic}"], "did you mean static"),
     "options that exclude each other": (
         lambda g: [g.onnx, *BUDGET, "--chain", "int8{mode=static,bits=4}"], "needs mode=weights"),
     "number that is none": (lambda g: [g.onnx, *BUDGET, "--threads", "x"], "--threads"),
@@ -173,6 +217,12 @@ CASES: dict[str, tuple[Words, str]] = {
     "labels out of range": (
         lambda g: [g.onnx, *BUDGET, "--data", g.data(image=IMAGE, labels=np.full(4, 17))],
         "label"),
+    "pickled data": (
+        lambda g: [g.onnx, *BUDGET, "--data", g.data(image=np.array([{}, {}], object))],
+        "pickled"),
+    "metric without labels": (
+        lambda g: [g.onnx, *BUDGET, "--data", g.data(image=IMAGE), "--metric", "top1"],
+        "needs labels"),
     "data that is a text": (
         lambda g: [g.onnx, *BUDGET, "--data", g.file("d.npz", b"a,b\n")], "is no readable .npz"),
     "data in a single array": (
@@ -182,6 +232,7 @@ CASES: dict[str, tuple[Words, str]] = {
         lambda g: [g.onnx, *BUDGET, "--data", "none.npz"], "none.npz does not exist"),
     "NaN outputs": (
         lambda g: [poisoned_onnx(g), *BUDGET, "--data", g.npz], "output logits holds .*NaN"),
+    "verify of no result": (lambda g: ["verify", g.folder], "manifest.json"),
     "foreign folder": (
         lambda g: [g.onnx, *BUDGET, "--out", g.file("thesis.txt", b"mine").parent],
         "holds something else"),

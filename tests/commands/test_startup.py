@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from cli.conftest import Run
+    from commands.conftest import Run
 
 HEAVY = {"torch", "onnxruntime", "onnx", "onnxscript", "onnx_ir", "numpy", "scipy", "transformers"}
 
