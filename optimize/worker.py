@@ -82,28 +82,50 @@ def granted_cores() -> int:
     return max(1, min(cores, math.ceil(quota)) if quota else cores)
 
 
+class _FlatArray:
+    """A flat array in an ``.npy`` file."""
+
+    def __init__(self, path: Path) -> None:
+        """Read its header."""
+        from numpy.lib import format as npy
+
+        self._path = path
+        with path.open("rb") as stream:
+            npy.read_magic(stream)
+            _, _, self._dtype = npy.read_array_header_1_0(stream)
+            self._begin = stream.tell()
+
+    def read(self, start: int, stop: int) -> Any:
+        """The elements from ``start`` to ``stop``."""
+        import numpy as np
+
+        offset = self._begin + start * self._dtype.itemsize
+        return np.fromfile(self._path, self._dtype, stop - start, offset=offset)
+
+
 class Samples:
-    """The inputs that the controller wrote: flat arrays, mapped, and the shape of each sample."""
+    """The inputs that the controller wrote: flat arrays, and the shape of each sample.
+
+    They are read one by one: a map's pages would count as memory that the model takes.
+    """
 
     def __init__(self, folder: Path) -> None:
-        """Map the arrays that ``samples.json`` lists."""
+        """Look up the arrays that ``samples.json`` lists."""
         import numpy as np
 
         index = json.loads((folder / "samples.json").read_text())
         self.count: int = index["count"]
         self._inputs = [
-            (entry["name"], np.load(folder / entry["file"], mmap_mode="r"), entry["shapes"])
+            (entry["name"], _FlatArray(folder / entry["file"]), entry["shapes"])
             for entry in index["inputs"]
         ]
         self._ends = [np.cumsum([0, *(math.prod(s) for s in e[2])]) for e in self._inputs]
 
     def feed(self, index: int) -> dict[str, Any]:
         """Sample ``index`` in fresh, touched memory, as a service holds a request."""
-        import numpy as np
-
         feed = {}
         for (name, flat, shapes), ends in zip(self._inputs, self._ends, strict=True):
-            part = np.array(flat[ends[index] : ends[index + 1]]).reshape(shapes[index])
+            part = flat.read(ends[index], ends[index + 1]).reshape(shapes[index])
             feed[name] = part.astype(object) if part.dtype.kind == "U" else part
         return feed
 
@@ -670,10 +692,14 @@ def _cgroup_quota() -> float | None:
 
 
 def _memory() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
+    """Bytes of the machine's memory, or of what the cgroup, version 2 or 1, grants of it."""
+    found = []
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # "max" is no number
+            found.append(int((Path("/sys/fs/cgroup") / name).read_text()))
+    return min(found, default=None)
 
 
 def _peak() -> int | None:

@@ -205,6 +205,21 @@ def test_ready_tells_what_loading_took(tmp_path: Path, start: Start) -> None:
     assert ready["peak_bytes"] >= ready["rss_bytes"] > 1_000_000
 
 
+def test_samples_do_not_count_as_memory_of_the_model(tmp_path: Path, start: Start) -> None:
+    # 64 samples of 2 MB, of which a service holds one at a time.
+    model = save(
+        tmp_path / "mean.onnx",
+        [helper.make_node("ReduceMean", ["x"], ["y"], axes=[1])],
+        [("x", FLOAT, ["n", 500_000])],
+        [("y", FLOAT, ["n", 1])],
+    )
+    arrays = [np.full((1, 500_000), i, np.float32) for i in range(64)]
+    worker = start(job(tmp_path, model, {"x": arrays}))
+    before = worker.ready["peak_bytes"]
+    assert [float(y[0, 0]) for y in worker.outputs(64)["y"]] == list(range(64))
+    assert worker.call("time", order=list(range(64)), lead_ns=0)["peak_bytes"] - before < 32e6
+
+
 def test_commands_are_answered_one_after_the_other(tmp_path: Path, start: Start) -> None:
     """One process serves all commands; a long order and its answer exceed what a pipe holds."""
     worker = start(job(tmp_path, dense(tmp_path), ragged()))
