@@ -40,9 +40,11 @@ from optimize.models.data import Array, Dataset
 from optimize.models.model import Model
 from optimize.models.runtimes import DEFAULT_RUNTIME
 from optimize.passes.chain import Chain
+from optimize.passes.session import Session
 from optimize.processes.child import Child
 from optimize.results.report import VariantReport
 from optimize.targets.base import Device
+from optimize.worker import THREADS
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -82,6 +84,7 @@ class Bounder:
     _child: Child = field(init=False)
     _sample: Mapping[str, Array] = field(default_factory=dict)
     _glanced: bool = False
+    _looked: bool = False
 
     def __post_init__(self) -> None:
         """Start nothing yet."""
@@ -112,26 +115,40 @@ class Bounder:
             self.close()
         return self.source
 
-    def infeasible(self, budgets: Sequence[Budget]) -> Infeasible | None:
+    def infeasible(self, budgets: Sequence[Budget], threads: int) -> Infeasible | None:
         """Which latency budget no variant can meet; None if none is out of reach.
 
-        What a glance shows to be possible is so: a longer look finds higher peaks only.
+        Nothing is refused without a look of this run's own: it can only find higher peaks, and the
+        device may have been disturbed when those that are known were measured.
+
+        Args:
+            budgets: what is asked.
+            threads: the most that a variant may be served with.
         """
-        found = judge_feasibility(budgets, self.source) if self.source else None
-        if found and self._glanced:
-            self.settle()
-            return self.infeasible(budgets)
+        source = self.source
+        if source is None:
+            return None
+        bounds = Bounds.of(source.cost, source.peaks, threads)
+        found = judge_feasibility(budgets, bounds)
+        if found and not (self._looked or self.hurried):
+            self._look(source)
+            return self.infeasible(budgets, threads)
         return found
 
     def settle(self) -> None:
         """Measure in full what was glanced at, and keep it."""
-        if self.source is None or not self._glanced:
-            return
-        self._glanced, source = False, self.source
+        if self.source is not None and self._glanced:
+            self._look(self.source)
+
+    def _look(self, source: Bounds) -> None:
+        """Measure the device's peaks; the higher ones are kept."""
+        self._glanced, self._looked, key = False, True, key_of(self._peak_parts())
         try:
             peaks = source.peaks.either(self._measured(SECONDS))
             self.source = Bounds.of(source.cost, peaks, self.threads)
-            self._keep(key_of(self._peak_parts()), asdict(peaks), "peaks of this device")
+            if self.store is not None:
+                self.store.drop(key)
+            self._keep(key, asdict(peaks), "peaks of this device")
         except Exception as error:  # noqa: BLE001  as above
             self._give_up(error)
         finally:
@@ -145,7 +162,8 @@ class Bounder:
         try:
             # Compiled forms cannot be counted: they hold the source's operations, in any precision.
             cost = self._cost(model) if model.format == "onnx" else source.cost
-            return lower_bound(cost, source.peaks, self.threads, _precision(model, chain, cost))
+            threads = int(dict(model.config).get(THREADS, self.threads))
+            return lower_bound(cost, source.peaks, threads, _precision(model, chain, cost))
         except Exception:  # noqa: BLE001  as above; the variant itself is judged by its calls
             return None
 
@@ -182,7 +200,8 @@ class Bounder:
         precision: Precision = "float32"
         for word, narrower in _NARROWER:
             precision = narrower if word in str(chain) else precision
-        return self.source.ms.get(precision)
+        threads = own_threads(chain) or self.threads
+        return Bounds.of(self.source.cost, self.source.peaks, threads).ms.get(precision)
 
     def close(self) -> None:
         """End the process that counts; the next model starts another."""
@@ -229,7 +248,7 @@ class Bounder:
 
 def _no_faster(bound: float | None) -> str:
     least = "the least bound" if bound is None else format_ns(bound * 1e6)
-    return f"no call can take less than {least}"
+    return f"a call cannot take less than {least}"
 
 
 def _in_time(seconds: int, function: Callable[[], R]) -> R:
@@ -252,6 +271,11 @@ _NARROWER: tuple[tuple[str, Precision], ...] = (
 def changes_architecture(chain: Chain) -> bool:
     """Whether a chain may leave fewer operations, so that the source's bound is not its own."""
     return any(step.name not in _SAME_OPERATIONS for step in chain.passes)
+
+
+def own_threads(chain: Chain) -> int:
+    """How many threads a chain asks for itself; 0 if it takes what is given."""
+    return max((step.threads for step in chain.passes if isinstance(step, Session)), default=0)
 
 
 def typical(samples: Dataset) -> dict[str, Array]:

@@ -104,8 +104,8 @@ def overhead_ms(peaks: Peaks) -> float:
 def judge_feasibility(budgets: Sequence[Budget], bounds: Bounds) -> Infeasible | None:
     """Say which latency budget no variant can meet; None if none is out of reach.
 
-    Every call takes at least the bound, so every percentile does. Budgets of size and memory are
-    not judged, and nothing is if the peak in 8 bits is not known.
+    A typical call takes at least the bound, hence the median and every percentile above. Budgets of
+    size and memory are not judged, and nothing is if the peak in 8 bits is not known.
     """
     limits = [budget for budget in budgets if budget.tail is not None]
     if not limits or "int8" not in bounds.ms:

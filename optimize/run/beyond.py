@@ -46,6 +46,11 @@ def sessions(state: RunState, quantized: bool = False) -> list[Session]:
     return list(tune.sessions(state.settings.threads, _most_threads(state), quantized))
 
 
+def session_threads(state: RunState) -> list[int]:
+    """How many threads the session options to try serve with."""
+    return [session.threads for session in sessions(state)]
+
+
 def _most_threads(state: RunState) -> int:
     """As many as there are cores for the model."""
     return min(state.device.granted_cores, len(state.settings.cpus or ()) or 10**6)

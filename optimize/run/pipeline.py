@@ -11,7 +11,7 @@ from optimize.building.build import Variant
 from optimize.cache.records import Records
 from optimize.cache.store import Store
 from optimize.errors import InputError
-from optimize.feasibility.bound import Bounder, changes_architecture
+from optimize.feasibility.bound import Bounder, changes_architecture, own_threads
 from optimize.installed import versions
 from optimize.judging.screen import Screening
 from optimize.models.model import FILE_NAME
@@ -26,7 +26,7 @@ from optimize.processes.scratch import run_folder
 from optimize.request import Request
 from optimize.results import output
 from optimize.results.report import Result
-from optimize.run.beyond import mix, search_on, sessions, tune_session
+from optimize.run.beyond import mix, search_on, session_threads, sessions, tune_session
 from optimize.run.clock import Clock
 from optimize.run.state import RunState
 from optimize.run.summary import finish
@@ -149,11 +149,13 @@ def _infeasible(state: RunState, observer: Observer) -> bool:
     assert state.bounder is not None
     observer.stage("lower bound", 0)
     state.bounder.judge_source(prepared.exported.model, prepared.evaluation)
-    found = state.bounder.infeasible(request.budgets)
+    chains = planned(request, prepared)
+    threads = max(state.settings.threads, *map(own_threads, chains), *session_threads(state))
+    found = state.bounder.infeasible(request.budgets, threads)
     if found is None:
         return False
-    chains = planned(request, prepared)
-    if request.force or request.everything or any(map(changes_architecture, chains)):
+    smaller = any(map(changes_architecture, chains)) or request.trials > 0  # a trial may prune
+    if request.force or request.everything or smaller:
         state.notes.append(f"{found.budget} is out of reach of this architecture: {found.reason}")
         return False
     state.infeasible = found.reason

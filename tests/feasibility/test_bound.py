@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from optimize.building.plan import built_in
 from optimize.cache.entries import key_of
 from optimize.cache.store import Store
 from optimize.feasibility.bound import Bounder, _in_time, changes_architecture, typical
+from optimize.feasibility.roofline import Bounds
 from optimize.models.data import Dataset
 from optimize.passes.chain import Chain
 from optimize.processes.child import Child, ChildDied
@@ -72,9 +74,9 @@ def test_a_glance_says_what_is_possible_and_a_longer_look_what_is_not(
     known.prepare()
     seen = known.judge_source(model, rows)
     assert seen is not None
-    assert known.infeasible([Budget.parse("p99=1s")]) is None
+    assert known.infeasible([Budget.parse("p99=1s")], 1) is None
     assert store.document(key) is None
-    found = known.infeasible([Budget.parse("p99=1ns")])
+    found = known.infeasible([Budget.parse("p99=1ns")], 1)
     assert found is not None
     assert found.factor > 100
     assert store.document(key) is not None
@@ -82,7 +84,48 @@ def test_a_glance_says_what_is_possible_and_a_longer_look_what_is_not(
     assert settled is not None
     assert all(settled.ms[precision] <= seen.ms[precision] for precision in seen.ms)
     known._child = NoChild()  # type: ignore[assignment]
-    assert known.infeasible([Budget.parse("p99=1ns")]) == found
+    assert known.infeasible([Budget.parse("p99=1ns")], 1) == found
+
+
+def test_peaks_of_a_disturbed_moment_refuse_nothing(
+    graph: Any, rows: Dataset, store: Store
+) -> None:
+    model, budget = graph.linear(), Budget.parse("p99=50ms")
+    once = bounder(store)
+    peaks = once.judge_source(model, rows).peaks  # type: ignore[union-attr]
+    slow = replace(peaks, gops={kind: speed / 1e6 for kind, speed in peaks.gops.items()})
+    key = key_of(once._peak_parts())
+    store.put(key, json.dumps(asdict(slow)).encode(), {"what": "peaks"})
+    again = bounder(store)
+    source = again.judge_source(model, rows)
+    assert source is not None
+    assert source.floor_ms > 50
+    assert again.infeasible([budget], 1) is None
+    assert json.loads(store.document(key) or "")["gops"]["float32"] > slow.gops["float32"]
+
+
+def test_a_chain_that_asks_for_threads_is_bounded_by_them(
+    graph: Any, rows: Dataset, store: Store
+) -> None:
+    model, known = graph.linear(), bounder(store)
+    source = known.judge_source(model, rows)
+    assert source is not None
+    # So much to do that the call's own overhead is nothing beside it.
+    much = replace(source.cost, direct=replace(source.cost.direct, plain=10**12))
+    much = replace(much, winograd=much.direct)
+    known.source = Bounds.of(much, source.peaks, 1)
+    one, two = Chain.parse("fold"), Chain.parse("fold,session{threads=2}")
+    plain = known.planned(one)
+    assert plain is not None
+    assert known.planned(two) == pytest.approx(plain / 2, rel=0.01)
+    served = model.configured({"intra_op_num_threads": "4"})
+    bound, served_by_four = known.bound(model, one), known.bound(served, two)
+    assert bound is not None
+    assert served_by_four is not None
+    assert served_by_four <= bound
+    found = known.infeasible([Budget.parse("p99=1ms")], 2)
+    assert found is not None
+    assert "with 2 threads" in found.reason
 
 
 def test_who_has_no_time_gets_no_bound_but_what_is_known(
