@@ -161,8 +161,7 @@ class Screening:
         by_size = self.request.objective == "size"
         cost = candidate.model.size_bytes / source.model.size_bytes if by_size else 1 / speedup
         floor = self.prepared.floor
-        sign = 1 if accuracy.higher_is_better else -1
-        misses = {"floor": sign * (accuracy.limit(floor) - accuracy.value)}
+        misses = {"floor": -accuracy.room(floor)}
         for budget in self.request.budgets:
             if budget.quantity == "size":
                 misses["size"] = candidate.model.size_bytes / budget.limit - 1
@@ -371,6 +370,9 @@ class Screening:
             self.records.keep_profile(parts, fresh.profile, what, last=last)
 
         if not confirmation.done(fresh, limits):
+            if limits.expired and not fresh.profile.blocks:
+                self._judging.leave_unconfirmed(candidate)
+                return
             with self.records.alone(limits.deadline):
                 confirmation.time(fresh, limits, observer.step, keep)
                 keep(last=True)

@@ -40,6 +40,13 @@ class Judging:
         candidate.speedup = self._speedup(candidate)
         return verdict
 
+    def leave_unconfirmed(self, candidate: Candidate) -> None:
+        """Have no say of fresh processes: what was timed beside the others stands, undecided."""
+        candidate.raced = candidate.contender
+        shown = self.judge(candidate, self.requirement).reason
+        reason = f"no time was left to confirm it in fresh processes; by screening, {shown}"
+        candidate.verdict = Verdict("undecided", reason)
+
     def judge(self, candidate: Candidate, requirement: Requirement) -> Verdict:
         """The verdict on a candidate as it is now."""
         contender = candidate.contender

@@ -13,6 +13,7 @@ import pytest
 
 from optimize.budgets.budget import Budget, Floor
 from optimize.errors import WorkerError
+from optimize.judging.screen import Screening
 from optimize.passes.chain import Chain
 from optimize.profiling.measure import Contender, Limits, open_worker
 from optimize.request import Request
@@ -268,6 +269,25 @@ def test_less_than_three_fresh_processes_confirm_nothing(
 
 
 HOPELESS = "prune{kind=mask,ratio=0.97}"
+
+
+def test_who_cannot_be_confirmed_in_time_keeps_what_was_timed(
+    screen: Screen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    confirm = Screening.confirm
+
+    def late(self: Screening, limits: Limits, observer: Any) -> None:
+        confirm(self, replace(limits, deadline=0.0), observer)
+
+    monkeypatch.setattr(Screening, "confirm", late)
+    report = screen(Target({"variant-1": FAST, "variant-2": FAST}), everything=True)
+    assert report.exit_code == 3
+    assert report.chosen is None
+    row = report.variant(FOLD)
+    assert row.status == "undecided"
+    assert row.reason.startswith("no time was left to confirm it in fresh processes; by screening")
+    assert calls(row) >= 100
+    assert all(row.status != "kept" for row in report.variants)
 
 
 def test_a_hopeless_accuracy_shows_in_a_part_of_the_samples(screen: Screen) -> None:
