@@ -35,6 +35,10 @@ class NotApplicable(PassError):
     """The pass does not apply to this model or these circumstances; the message is the reason."""
 
 
+class NotNow(NotApplicable):
+    """The same, for a reason outside of the model and the libraries' versions; it may pass."""
+
+
 class PassFailed(PassError):
     """The pass raised, or changed outputs that it promised to keep."""
 

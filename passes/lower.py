@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from optimize.errors import NotApplicable, first_cause
+from optimize.errors import NotApplicable, NotNow, first_cause
 from optimize.models.model import Model
 from optimize.models.runtimes import Format
 from optimize.passes.base import Context, Pass, PassResult
@@ -50,7 +50,7 @@ class Compile(Pass):
                 "torch's AOTInductor compiles torch modules; this chain holds an ONNX graph"
             )
         if shutil.which("g++") is None and shutil.which("clang++") is None:
-            raise NotApplicable("torch's AOTInductor needs a C++ compiler, and there is none")
+            raise NotNow("torch's AOTInductor needs a C++ compiler, and there is none")
         import torch
 
         from optimize.models.export import dynamic_shapes, load_program

@@ -12,7 +12,7 @@ from typing import Any
 
 from optimize.cache.entries import Entry, key_of
 from optimize.cache.store import Store
-from optimize.errors import NotApplicable
+from optimize.errors import NotApplicable, NotNow
 from optimize.models.data import Dataset
 from optimize.models.export import Exported, load_and_export
 from optimize.models.model import Model, TensorSpec, file_digest, link_or_copy, specs
@@ -45,7 +45,8 @@ class Remembered:
         """Return the pass's result; of several runs that want it, one works and the others wait.
 
         Raises:
-            NotApplicable: as the pass raised it, now or, unless it times, when it was tried before.
+            NotApplicable: as the pass raised it, now or, unless it times or another moment may be
+                another answer, when it was tried before.
             PassFailed: as the pass raises it; a failure may pass, so it is not kept.
         """
         key = key_of(self._parts(step, model, context))
@@ -58,7 +59,8 @@ class Remembered:
                 with self._store.turn(shared=not step.times, deadline=context.deadline):
                     result = self._execute(step, model, context)
             except NotApplicable as refusal:
-                if not context.late and not step.times:  # another moment may be another answer
+                # Another moment may be another answer.
+                if not (context.late or step.times or isinstance(refusal, NotNow)):
                     self._store.put(key, b"", {"what": what, "refusal": str(refusal)})
                 raise
             if not result.cut_short:  # it is not what the chain asks for

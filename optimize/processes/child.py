@@ -24,12 +24,19 @@ from pathlib import Path
 from queue import LifoQueue
 from typing import IO, Any, ParamSpec, TypeVar
 
-from optimize.errors import InputError, NotApplicable, OptimizeError, PassFailed, first_cause
+from optimize.errors import (
+    InputError,
+    NotApplicable,
+    NotNow,
+    OptimizeError,
+    PassFailed,
+    first_cause,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
 _KNOWN: dict[str, type[OptimizeError]] = {
-    cls.__name__: cls for cls in (InputError, NotApplicable, PassFailed)
+    cls.__name__: cls for cls in (InputError, NotApplicable, NotNow, PassFailed)
 }
 
 

@@ -19,6 +19,7 @@ from optimize.passes.base import Context, Pass, PassResult
 from optimize.passes.chain import Chain
 from optimize.passes.distill import Distill
 from optimize.passes.fold import Fold
+from optimize.passes.lower import Compile
 from optimize.passes.prune import Prune
 from optimize.processes.locks import lock
 
@@ -121,6 +122,21 @@ def test_refusals_are_kept_with_their_reason(run: Run, graph: GraphMaker, counte
         reasons.append(str(refusal.value))
     assert counted.runs == 1
     assert reasons[0] == reasons[1] != ""
+
+
+def test_what_is_missing_today_may_be_there_tomorrow(
+    graph: GraphMaker, rows: Dataset, counted: Counted, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    module = replace(graph.linear(), format="torch")
+    with Store(tmp_path / "cache") as store:
+        remembered = Remembered(store, counted, {"torch": "2"})
+        for number in range(2):
+            (tmp_path / str(number)).mkdir()
+            with pytest.raises(NotApplicable, match=r"needs a C\+\+ compiler"):
+                remembered(Compile(), module, Context(tmp_path / str(number), rows))
+    assert counted.runs == 2
 
 
 def test_a_damaged_entry_is_made_again(
