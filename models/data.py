@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,8 +67,14 @@ class Dataset:
             digest.update(name.encode())
             for array in map(np.asarray, arrays):
                 digest.update(f"{array.dtype.str}{array.shape}".encode())
-                digest.update(np.ascontiguousarray(array).tobytes())
+                digest.update(_content(array))
         return digest.hexdigest()
+
+
+def _content(array: Array) -> bytes:
+    if array.dtype.kind in "OT":  # its memory holds pointers
+        return json.dumps([str(item) for item in array.ravel()]).encode()
+    return np.ascontiguousarray(array).tobytes()
 
 
 def read_data(where: str, purpose: str = "--data") -> Dataset:
@@ -133,18 +141,20 @@ def fit(data: Dataset, specs: Sequence[TensorSpec], purpose: str = "--data") -> 
 
 
 def representative(data: Dataset, count: int = 4) -> Dataset:
-    """Choose the first samples, and for every axis that varies one that shows it."""
-    chosen = list(range(min(count, len(data))))
+    """Choose the first samples, and for every axis that varies the shortest and the longest."""
+    chosen = set(range(min(count, len(data))))
     for arrays in data.inputs.values():
-        first = arrays[0].shape
-        for axis in range(len(first)):
-            other = next(
-                (i for i, a in enumerate(arrays) if a.shape[axis : axis + 1] != (first[axis],)),
-                None,
-            )
-            if other is not None:
-                chosen.append(other)
-    return data.take(sorted(set(chosen)))
+        ranks = [array.ndim for array in arrays]
+        chosen |= _extremes(ranks)
+        for axis in range(min(ranks)):
+            chosen |= _extremes([array.shape[axis] for array in arrays])
+    return data.take(sorted(chosen))
+
+
+def _extremes(lengths: Sequence[int]) -> set[int]:
+    """Where the least and the greatest stand, if they differ."""
+    least, most = min(lengths), max(lengths)
+    return {lengths.index(least), lengths.index(most)} if least < most else set()
 
 
 def static_batch(specs: Sequence[TensorSpec]) -> int | None:
@@ -248,6 +258,12 @@ def _fit(value: Array, spec: TensorSpec, origin: str, purpose: str) -> Array:
     return complete
 
 
+def _native(value: Any) -> Array:
+    """The same in this machine's byte order, which runtimes take for granted."""
+    array = np.asarray(value)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
 def _read_npz(path: Path, purpose: str) -> dict[str, Array]:
     try:
         if not zipfile.is_zipfile(path):
@@ -256,12 +272,14 @@ def _read_npz(path: Path, purpose: str) -> dict[str, Array]:
             why = "is a single array; write an .npz" if alone else "is no readable .npz"
             raise InputError(f"{purpose} {path} {why}")
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            if not all(isinstance(archive[name], np.ndarray) for name in archive.files):
+                raise InputError(f"{purpose} {path} is a zip archive of something else than arrays")
+            arrays = {name: _native(archive[name]) for name in archive.files}
+    # What is damaged shows in the sizes that it claims, in a checksum, or in what is unpacked.
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, MemoryError,
+            RuntimeError) as error:  # fmt: skip
         why = "holds pickled objects" if "allow_pickle" in str(error) else "is no readable .npz"
         raise InputError(f"{purpose} {path} {why}") from error
-    if not all(isinstance(array, np.ndarray) for array in arrays.values()):
-        raise InputError(f"{purpose} {path} is a zip archive of something else than arrays")
     return arrays
 
 
@@ -282,7 +300,7 @@ def _from_function(reference: str, purpose: str) -> Dataset:
         for item in call(function, f"{purpose} {reference}"):
             inputs, label = item
             samples.append(_named(inputs))
-            labels.append(None if label is None else np.asarray(label))
+            labels.append(None if label is None else _native(label))
     except InputError:
         raise
     except (Exception, SystemExit) as error:
@@ -295,9 +313,9 @@ def _from_function(reference: str, purpose: str) -> Dataset:
 
 def _named(inputs: Any) -> dict[str, Array]:
     if isinstance(inputs, Mapping):
-        return {str(name): np.asarray(value) for name, value in inputs.items()}
+        return {str(name): _native(value) for name, value in inputs.items()}
     if isinstance(inputs, (tuple, list)):
-        return {f"input{i}": np.asarray(value) for i, value in enumerate(inputs)}
+        return {f"input{i}": _native(value) for i, value in enumerate(inputs)}
     return {"input0": np.asarray(inputs)}
 
 

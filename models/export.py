@@ -15,7 +15,7 @@ from optimize.models.data import Dataset, fit, synthetic
 from optimize.models.model import FILE_NAME, Model, Signature, TensorSpec
 from optimize.models.run import Difference, difference, run
 from optimize.models.source import Loaded, Source, load
-from optimize.models.usercode import load_function
+from optimize.models.usercode import code_digest, load_function
 
 # Exporters reorder float32 arithmetic; beyond this share of an output's largest magnitude the
 # graph computes something else.
@@ -48,7 +48,7 @@ class Exported:
 
 # Sources whose loaded program is a torch.nn.Module that can be transformed.
 MODULES = ("checkpoint", "safetensors", "huggingface")
-PROGRAM_FILE = "module.pt"
+PROGRAM_FILE, ARCH_FILE = "module.pt", "arch.txt"
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Program:
 
     Attributes:
         loaded: the module in ``loaded.program``, in evaluation mode.
-        samples: a few samples, named and shaped as it takes them.
+        samples: those that its export was checked on, named and shaped as it takes them.
         example: what exporters are given.
     """
 
@@ -99,9 +99,11 @@ def save_program(program: Program, folder: Path, signature: Signature) -> Model:
     path = folder / PROGRAM_FILE
     arch = program.loaded.arch
     torch.save(program, path)
-    # In full: it may be read again by another run, started elsewhere.
-    (folder / "arch.txt").write_text(str(Path(arch).resolve()) if arch else "")
-    return Model.of("torch", (path, folder / "arch.txt"), signature)
+    # In full: it may be read again by another run, started elsewhere. The pickle names classes;
+    # what they compute is part of the model, too.
+    lines = [str(Path(arch).resolve()) if arch else "", code_digest(program.module)]
+    (folder / ARCH_FILE).write_text("\n".join(lines))
+    return Model.of("torch", (path, folder / ARCH_FILE), signature)
 
 
 def load_program(path: Path) -> Program:
@@ -112,7 +114,7 @@ def load_program(path: Path) -> Program:
     """
     import torch
 
-    arch = (path.parent / "arch.txt").read_text()
+    arch = (path.parent / ARCH_FILE).read_text().splitlines()[0]
     if arch:
         load_function(arch, "--arch")  # registers the classes that the pickle names
     program: Program = torch.load(path, weights_only=False)
@@ -221,7 +223,7 @@ def export(loaded: Loaded, data: Dataset, specs: Sequence[TensorSpec], folder: P
         exported = _first_route(loaded, bound, reference, example, folder)
     if loaded.source.kind not in MODULES:
         return exported
-    saved = Program(loaded, bound.take(range(min(CHECKED_SAMPLES, len(bound)))), example)
+    saved = Program(loaded, bound, example)
     try:
         program = save_program(saved, folder, exported.model.signature)
         load_program(program.path)  # its classes must be found by name, too
@@ -245,7 +247,7 @@ def _first_route(
             route(loaded, example, path)
             model = Model.read(path)
             fitted = fit(data, model.signature.inputs)
-            checked = run(model, fitted.take(range(len(reference))))
+            checked = run(model, fitted)
         except Exception as error:  # noqa: BLE001  a route that fails is a note
             notes.append(f"{name}: {first_cause(error, 160)}")
             continue
@@ -413,8 +415,7 @@ def _reference(loaded: Loaded, data: Dataset) -> list[list[Any]]:
     program = loaded.program
     if loaded.source.kind == "exported_program":
         program = program.module()
-    count = min(CHECKED_SAMPLES, len(data))
-    return [_flat(program(*_tensors(data.sample(i)))) for i in range(count)]
+    return [_flat(program(*_tensors(data.sample(i)))) for i in range(len(data))]
 
 
 def _tensors(sample: dict[str, Any]) -> tuple[Any, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -42,19 +43,42 @@ def load_folder(path: Path) -> tuple[Any, tuple[str, ...]]:
     transformers.logging.disable_progress_bar()
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        names = config.get("architectures") or ["AutoModel"]
-        loader = getattr(transformers, names[0], transformers.AutoModel)
+        (name, *_) = config.get("architectures") or ["AutoModel"]
+        loader = getattr(transformers, name, None)
+        if loader is None:
+            raise InputError(
+                f"{path} cannot be loaded: transformers {transformers.__version__} has no "
+                f"architecture {name}, which its config.json names"
+            )
         # Eager attention exports to the plain operators that fusions look for.
-        module = loader.from_pretrained(
+        module, told = loader.from_pretrained(
             str(path),
             local_files_only=True,
             use_safetensors=True,
             attn_implementation="eager",
             dtype=torch.float32,
+            output_loading_info=True,
         )
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(f"{path} cannot be loaded: {first_cause(error)}") from error
+    _refuse_random_weights(module, told["missing_keys"], path, name)
     return _plain(module.eval())
+
+
+def _refuse_random_weights(module: Any, missing: Collection[str], path: Path, name: str) -> None:
+    """Leave out a pooler that was not trained; what else has no weights would be random."""
+    pooler = {key for key in missing if key.startswith("pooler.")}
+    if pooler and hasattr(module, "pooler"):
+        module.pooler = None
+    lost = sorted(set(missing) - pooler)
+    if lost:
+        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+        raise InputError(
+            f"{path} holds no weights for {', '.join(lost[:3])}{more}, which {name} needs; name "
+            "the architecture that was saved in its config.json"
+        )
 
 
 def output_names(plain: Any, inputs: tuple[str, ...], args: tuple[Any, ...]) -> tuple[str, ...]:

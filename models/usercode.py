@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
+import inspect
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -64,19 +67,41 @@ def fingerprint(reference: str) -> dict[str, Any]:
     """What a user's function depends on as far as it can be told, as JSON.
 
     Its file's content; name, size and time of change of the code and data beside it, which it may
-    import or load; and every distribution that is installed.
+    import or load, and of whatever else lies there and is named in that code; and every
+    distribution that is installed.
     """
     file, _, name = reference.rpartition(":")
     path = Path(file).resolve()
     beside = [
-        (entry.name, entry.stat().st_size, entry.stat().st_mtime_ns)
-        for entry in sorted(path.parent.glob("*"))
-        if entry.suffix in _CODE_OR_DATA and entry.is_file() and entry != path
+        (str(entry.relative_to(path.parent)), entry.stat().st_size, entry.stat().st_mtime_ns)
+        for entry in _beside(path)
     ]
     content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
     return {"function": name, "content": content, "beside": beside, "installed": _installed()}
 
 
+def _beside(path: Path) -> list[Path]:
+    """Files in the same folder, and code in its sub-packages, that a file may depend on."""
+    entries = sorted(path.parent.glob("*"))
+    code = "\n".join(e.read_text(errors="ignore") for e in entries if e.suffix == ".py")
+    named = {entry for entry in entries if re.search(rf"\b{re.escape(entry.name)}\b", code)}
+    found = {e for e in entries if e.is_file() and (e.suffix in _CODE_OR_DATA or e in named)}
+    for folder in named - found:
+        found |= {*folder.glob("*.py"), *folder.glob("*/*.py")}
+    return sorted(found - {path})
+
+
+def code_digest(module: Any) -> str:
+    """SHA-256 over the files that define the classes of a torch module and of all in it."""
+    files = set()
+    for part in module.modules():
+        with contextlib.suppress(TypeError, OSError):
+            files.add(inspect.getsourcefile(type(part)))
+    contents = {hashlib.sha256(Path(f).read_bytes()).digest() for f in files if f}
+    return hashlib.sha256(b"".join(sorted(contents))).hexdigest()
+
+
+_CONTENT = "__optimize_content__"  # of the file, when a module was made of it
 _CODE_OR_DATA = frozenset(
     ".py .so .npy .npz .pt .pth .pkl .joblib .safetensors .onnx .csv .parquet".split()
 )
@@ -95,14 +120,17 @@ def _installed() -> str:
 
 def _module(path: Path, purpose: str) -> Any:
     # Registered under the bare stem, so that pickles and dataclasses made there resolve.
-    name = path.stem
+    name, content = path.stem, hashlib.sha256(path.read_bytes()).hexdigest()
     known = sys.modules.get(name)
     if known is not None and getattr(known, "__file__", None) == str(path):
-        return known
+        if getattr(known, _CONTENT, content) == content:
+            return known
+        known = None  # edited since, in a process that lives longer than a run
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise InputError(f"{purpose}: {path.name} cannot be imported")
     module = importlib.util.module_from_spec(spec)
+    setattr(module, _CONTENT, content)
     if known is None:
         sys.modules[name] = module
     sys.path.insert(0, str(path.parent))

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 
 from optimize.errors import InputError
-from optimize.models.data import Dataset, read_data
+from optimize.models.data import Dataset, read_data, representative
 from optimize.models.export import Exported, load_and_export
 from optimize.models.model import TensorSpec
 from optimize.models.source import detect
@@ -226,3 +226,46 @@ def test_data_of_other_names_shows_both(masked: Any, tmp_path: Path) -> None:
     data = Dataset("val.npz", {"ids": [np.zeros((1, 3), int)], "weights": [np.zeros((1, 3))]})
     with pytest.raises(InputError, match="holds ids, weights; the model takes ids, mask"):
         exported(tmp_path / "net.pt", data)
+
+
+BRANCHES = """
+import torch
+
+
+class Branches(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(8, 8)
+
+    def forward(self, x):
+        y = self.layer(x)
+        return y * 2 if x.shape[1] > 18 else y
+
+
+def build():
+    return Branches()
+"""
+
+
+def test_a_length_that_takes_another_way_is_seen(tmp_path: Path) -> None:
+    file, weights = tmp_path / "branches.py", tmp_path / "branches.pt"
+    file.write_text(BRANCHES)
+    torch.save({"layer.weight": torch.eye(8), "layer.bias": torch.zeros(8)}, weights)
+    lengths = [16] * 5 + [20]
+    rows = [np.ones((1, n, 8), np.float32) for n in lengths]
+    data = representative(Dataset("rows.npz", {"x": rows}, batch_first=True))
+    with pytest.raises(InputError, match="cannot be exported to ONNX: .*outputs differ"):
+        exported(weights, data, arch=f"{file}:build")
+
+
+def test_what_the_code_computes_is_part_of_the_module(tmp_path: Path) -> None:
+    file, weights = tmp_path / "edited.py", tmp_path / "edited.pt"
+    torch.save({"layer.weight": torch.eye(8), "layer.bias": torch.zeros(8)}, weights)
+    data = Dataset("rows.npz", {"x": [np.ones((1, 16, 8), np.float32)] * 4}, batch_first=True)
+    digests = []
+    for factor in (2, 2, 3):
+        file.write_text(BRANCHES.replace("y * 2", f"y * {factor}"))
+        program = exported(weights, data, arch=f"{file}:build").program
+        assert program is not None
+        digests.append(program.digest)
+    assert digests[0] == digests[1] != digests[2]

@@ -234,9 +234,37 @@ def test_the_digest_follows_the_content_only() -> None:
     assert Dataset("elsewhere", {"x": list(X)}, np.arange(6)).digest == first
 
 
+@pytest.mark.parametrize("dtype", [object, np.dtypes.StringDType()])
+def test_texts_make_the_digest_whatever_holds_them(dtype: Any) -> None:
+    def digest(letter: str) -> str:
+        texts = [np.array([letter * 40], dtype=dtype) for _ in range(2)]
+        return Dataset("here", {"text": texts}).digest
+
+    assert digest("a") == digest("a") != digest("b")
+
+
+def test_the_order_of_bytes_in_a_file_does_not_matter(tmp_path: Path) -> None:
+    np.savez(tmp_path / "big.npz", x=X.astype(">f4"), labels=np.arange(len(X), dtype=">i8"))
+    data = read_data(str(tmp_path / "big.npz"))
+    assert data.inputs["x"][0].dtype == np.dtype(np.float32)
+    np.testing.assert_array_equal(np.array(data.inputs["x"]), X.astype(np.float32))
+    assert data.labels is not None
+    assert data.labels.dtype == np.dtype(np.int64)
+
+
+def test_a_damaged_compressed_file_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "damaged.npz"
+    np.savez_compressed(path, x=np.random.default_rng(0).random((200, 50)))
+    content = bytearray(path.read_bytes())
+    content[2000:2400] = bytes(400)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"is no readable \.npz"):
+        read_data(str(path))
+
+
 def test_a_few_samples_show_every_axis_that_varies() -> None:
-    lengths = [4] * 9 + [7] + [4] * 9
+    lengths = [4] * 9 + [5, 7, 2] + [4] * 9
     data = Dataset("d", {"ids": [np.zeros((1, n)) for n in lengths]})
     few = representative(data)
-    assert len(few) == 5
-    assert {a.shape[1] for a in few.inputs["ids"]} == {4, 7}
+    assert len(few) == 6
+    assert {a.shape[1] for a in few.inputs["ids"]} == {4, 7, 2}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,38 @@ def test_a_script_that_keeps_state_is_told_what_would_do(tmp_path: Path, folder:
     torch.jit.script(Counter()).save(str(tmp_path / "m.pt"))
     with pytest.raises(InputError, match="keeps state in its own attributes"):
         export(tmp_path / "m.pt", folder)
+
+
+@pytest.fixture
+def bert(tmp_path: Path) -> Path:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32,
+    )  # fmt: skip
+    transformers.BertModel(config, add_pooling_layer=False).save_pretrained(tmp_path / "bert")
+    return tmp_path / "bert"
+
+
+def test_a_pooler_that_was_not_trained_is_left_out(bert: Path, folder: Path) -> None:
+    outputs = load_and_export(detect(bert), None, False, None, (), folder).model.signature.outputs
+    assert [output.name for output in outputs] == ["last_hidden_state"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("BertForSequenceClassification", "holds no weights for .*classifier"),
+        ("BrandNewModel", "has no architecture BrandNewModel"),
+    ],
+)
+def test_weights_that_a_folder_lacks_are_not_made_up(
+    name: str, words: str, bert: Path, folder: Path
+) -> None:
+    config = json.loads((bert / "config.json").read_text())
+    (bert / "config.json").write_text(json.dumps({**config, "architectures": [name]}))
+    with pytest.raises(InputError, match=words):
+        load_and_export(detect(bert), None, False, None, (), folder)
 
 
 def test_a_hugging_face_folder_is_exported_with_dynamic_length(tmp_path: Path) -> None:
