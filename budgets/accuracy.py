@@ -28,6 +28,12 @@ RESAMPLES = 1000
 RESAMPLE_S = 5.0
 FEWEST_RESAMPLES = 40
 PROBED_SAMPLES = 32
+# Resamples of fewer samples vary far less than samples do: their interval shows nothing.
+FEWEST_SAMPLES = 20
+IGNORED = -100  # torch's and transformers' label for padding
+# From here on, a value that is the same in both outputs is a mask's, not an outcome.
+MASK = 1e4
+ROUNDING = 1e-9  # of decimals: 0.13 - 0.01 is more than 0.12
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +113,7 @@ class Accuracy:
         change_low, change_high: paired confidence interval of the change.
         higher_is_better: which way is up.
         provisional: whether only the first samples were evaluated, which show nothing for sure.
+        few: whether there are too few samples for resampling to show what they would vary by.
     """
 
     metric: str
@@ -120,6 +127,7 @@ class Accuracy:
     change_high: float
     higher_is_better: bool = True
     provisional: bool = False
+    few: bool = False
 
     def meets(self, floor: Floor, strict: bool = False) -> bool | None:
         """Whether the floor holds; None if it is open: more samples, or ``strict``, may tell.
@@ -130,9 +138,11 @@ class Accuracy:
         if self.provisional:
             return None
         if not strict:
-            return self._reaches(floor, self.value, self.change)
+            return self.room(floor) >= 0
         ends = ((self.low, self.change_low), (self.high, self.change_high))
-        met = [self._reaches(floor, value, change) for value, change in ends]
+        if self.few:
+            return None
+        met = [self._room(floor, value, change) >= 0 for value, change in ends]
         return met[0] if met[0] == met[1] else None
 
     def limit(self, floor: Floor) -> float:
@@ -142,10 +152,16 @@ class Accuracy:
         drop = floor.value * (abs(self.source_value) if floor.kind == "relative" else 1.0)
         return self.source_value - drop if self.higher_is_better else self.source_value + drop
 
-    def _reaches(self, floor: Floor, value: float, change: float) -> bool:
+    def room(self, floor: Floor) -> float:
+        """How much better than the floor the value is; below zero exactly if it misses it."""
+        return self._room(floor, self.value, self.change)
+
+    def _room(self, floor: Floor, value: float, change: float) -> float:
         reached = value if floor.kind == "absolute" else self.source_value + change
-        margin = reached - self.limit(floor)
-        return (margin if self.higher_is_better else -margin) >= -1e-9  # rounding of decimals
+        room = reached - self.limit(floor)
+        if abs(room) <= ROUNDING:
+            return 0.0
+        return room if self.higher_is_better else -room
 
 
 def compare(metric: Metric, variant: Scores, source: Scores, confidence: float) -> Accuracy:
@@ -159,7 +175,8 @@ def compare(metric: Metric, variant: Scores, source: Scores, confidence: float) 
         InputError: the metric is not a finite number.
     """
     values = [_finite(metric.name, scores.value) for scores in (variant, source)]
-    if variant.binary and source.binary:
+    exact = variant.binary and source.binary
+    if exact:
         interval, change = _exact(variant.rows, source.rows, confidence)
     else:
         interval, change = _bootstrap(variant, source, confidence)
@@ -174,6 +191,7 @@ def compare(metric: Metric, variant: Scores, source: Scores, confidence: float) 
         change_low=change[0],
         change_high=change[1],
         higher_is_better=metric.higher_is_better,
+        few=not exact and len(variant.rows) < FEWEST_SAMPLES,
     )
 
 
@@ -219,8 +237,13 @@ def _top(k: int) -> Callable[[Outputs, Array | None, Outputs], Scores]:
     def score(outputs: Outputs, labels: Array | None, reference: Outputs) -> Scores:
         rows = []
         for classes, label in _classes(outputs, labels):
+            if k > 1 and classes.shape[-1] <= k:
+                raise InputError(
+                    f"metric top{k} is 1 for every model of {classes.shape[-1]} classes; take top1"
+                )
             best = np.argsort(-classes.astype(np.float64), axis=-1, kind="stable")[..., :k]
-            rows.append(np.mean(np.any(best == label[..., None], axis=-1)))
+            hits = np.asarray(np.any(best == label[..., None], axis=-1))
+            rows.append(np.mean(hits[label != IGNORED]))
         return Scores(np.array(rows, np.float64), _mean)
 
     return score
@@ -245,19 +268,18 @@ def _error(power: int) -> Callable[[Outputs, Array | None, Outputs], Scores]:
                     f"an output of shape {value.shape} cannot be compared "
                     f"with a label of shape {label.shape}"
                 )
+            if label.dtype.kind not in "biuf":
+                raise InputError(f"the metric needs labels that are numbers, not {label!r:.40}")
             difference = value.astype(np.float64).reshape(-1) - label.reshape(-1)
             rows.append(np.mean(np.abs(difference) ** power))
-        return Scores(np.array(rows, np.float64), _mean if power == 1 else _root_mean)
+        return Scores(np.array(rows, np.float64), _mean_error if power == 1 else _root_mean)
 
     return score
 
 
 def _cosine(outputs: Outputs, labels: Array | None, reference: Outputs) -> Scores:
     # The worst output counts: an embedding must not hide behind a pooled output that survived.
-    per_output = [
-        [_similarity(a, b) for a, b in zip(outputs[name], reference[name], strict=True)]
-        for name in outputs
-    ]
+    per_output = [_similarities(outputs[name], reference[name]) for name in outputs]
     return Scores(np.min(np.array(per_output, np.float64), axis=0), _mean)
 
 
@@ -274,13 +296,34 @@ METRICS: Mapping[str, Metric] = {
 }
 
 
+def _similarities(mine: Sequence[Array], theirs: Sequence[Array]) -> list[float]:
+    if all(
+        np.size(a) == np.size(b) == 1 and _is_real(a) for a, b in zip(mine, theirs, strict=True)
+    ):
+        return _closeness(np.ravel(mine), np.ravel(theirs))
+    return [_similarity(a, b) for a, b in zip(mine, theirs, strict=True)]
+
+
+def _is_real(a: Array) -> bool:
+    return np.asarray(a).dtype.kind in "fc"
+
+
+def _closeness(mine: Array, theirs: Array) -> list[float]:
+    """What cosine is for vectors: two numbers of one sign would always have one of 1."""
+    x, y = mine.astype(np.float64), theirs.astype(np.float64)
+    scale = math.sqrt(float(np.mean(y**2))) or 1.0
+    return list(np.where(x == y, 1.0, 1 - np.abs(x - y) / scale))
+
+
 def _similarity(a: Array, b: Array) -> float:
     if a.shape != b.shape:
         return 0.0
+    if not _is_real(a):  # numbers of classes, truth values, texts
+        return float(np.mean(a == b)) if a.size else 1.0
     x, y = a.astype(np.float64).reshape(-1), b.astype(np.float64).reshape(-1)
     if np.array_equal(x, y):
         return 1.0
-    masked = np.isinf(x) & (x == y)  # attention masks put infinities into both alike
+    masked = (np.abs(x) >= MASK) & (x == y)  # attention masks put such constants into both alike
     x, y = np.where(masked, 0.0, x), np.where(masked, 0.0, y)
     scale = float(np.linalg.norm(x) * np.linalg.norm(y))
     return float(x @ y) / scale if scale != 0 else 0.0  # NaN stays NaN, and is refused later
@@ -296,6 +339,8 @@ def _labelled(outputs: Outputs, labels: Array | None) -> list[tuple[Array, Array
 def _classes(outputs: Outputs, labels: Array | None) -> list[tuple[Array, Array]]:
     """Pair scores, with the classes last, with labels that are whole numbers among them.
 
+    Or ``IGNORED``, for what does not count, though not for all of a sample.
+
     Raises:
         InputError: a label is no class, which would make every model equally wrong.
     """
@@ -304,7 +349,12 @@ def _classes(outputs: Outputs, labels: Array | None) -> list[tuple[Array, Array]
         if label.dtype.kind not in "biuf" or not np.array_equal(label, np.rint(label)):
             raise InputError(f"the metric needs labels that are class numbers, not {label!r:.40}")
         scores = _classes_last(logits, label)
-        strange = label[(label < 0) | (label >= scores.shape[-1])]
+        counted = label[label != IGNORED]
+        if not counted.size:
+            raise InputError(
+                f"a sample has no label but {IGNORED}, which marks what does not count"
+            )
+        strange = counted[(counted < 0) | (counted >= scores.shape[-1])]
         if strange.size:
             raise InputError(
                 f"label {strange.flat[0]} is none of the {scores.shape[-1]} classes scored"
@@ -328,12 +378,17 @@ def _mean(rows: Array) -> float:
     return float(rows.mean())
 
 
+def _mean_error(rows: Array) -> float:
+    return _mean(rows)  # errors of 0 and 1 are no share of samples that are right
+
+
 def _root_mean(rows: Array) -> float:
     return math.sqrt(float(rows.mean()))
 
 
 def _macro_f1(rows: Array) -> float:
-    guess, label = rows.reshape(-1, 2).T
+    pairs = rows.reshape(-1, 2)
+    guess, label = pairs[pairs[:, 1] != IGNORED].T
     present, codes = np.unique(np.concatenate([guess, label]), return_inverse=True)
     guess, label = codes[: guess.size], codes[guess.size :]
     hits = np.bincount(label[guess == label], minlength=present.size)

@@ -61,9 +61,11 @@ def test_top5_is_sklearns_top_k_accuracy() -> None:
     assert value("top5", scores, labels) == pytest.approx(expected)
 
 
-def test_top5_of_fewer_classes_is_always_right() -> None:
-    scores, labels = logits(classes=3)
-    assert value("top5", scores, labels) == 1.0
+@pytest.mark.parametrize("classes", [3, 5])
+def test_top5_of_so_few_classes_that_all_models_are_right_is_refused(classes: int) -> None:
+    scores, labels = logits(classes=classes)
+    with pytest.raises(InputError, match=f"top5 is 1 for every model of {classes} classes"):
+        value("top5", scores, labels)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "int64"])
@@ -153,6 +155,17 @@ def test_token_scores_may_differ_in_length() -> None:
     assert value("top1", scores, labels) == pytest.approx(np.mean(shares))
 
 
+@pytest.mark.parametrize("name", ["top1", "f1"])
+def test_padding_does_not_count(name: str) -> None:
+    rng = np.random.default_rng(12)
+    scores, labels = rng.standard_normal((30, 6, 4)), rng.integers(0, 4, (30, 6))
+    padded = np.where(np.arange(6) < 4, labels, -100)
+    assert value(name, scores, padded) == pytest.approx(value(name, scores[:, :4], labels[:, :4]))
+    padded[3] = -100
+    with pytest.raises(InputError, match="no label but -100"):
+        value(name, scores, padded)
+
+
 @pytest.mark.parametrize("name", ["top1", "top5", "f1"])
 def test_outputs_without_classes_are_refused(name: str) -> None:
     with pytest.raises(InputError, match="classes"):
@@ -191,6 +204,29 @@ def test_cosine_judges_the_worst_output() -> None:
     outputs = {"embedding": [np.array([1.0, -1, 1, -1])] * 3, "pooled": good}
     source = {"embedding": good, "pooled": good}
     assert METRICS["cosine"].score(outputs, None, source).value == pytest.approx(0.0)
+
+
+def test_cosine_of_single_numbers_tells_them_apart() -> None:
+    rng = np.random.default_rng(13)
+    source, other = rng.random((2, 200, 1))
+    assert accuracy("cosine", source, source, None).value == 1.0
+    assert accuracy("cosine", source + 0.001, source, None).value == pytest.approx(1, abs=0.005)
+    assert accuracy("cosine", other, source, None).value < 0.6
+
+
+def test_cosine_counts_classes_that_differ() -> None:
+    source = np.arange(200).reshape(20, 10) % 7 + 1
+    variant = source.copy()
+    variant[:, 0] += 1
+    assert accuracy("cosine", variant, source, None).value == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("mask", [-np.inf, np.finfo(np.float32).min, -1e9, -1e4])
+def test_a_mask_hides_no_difference(mask: float) -> None:
+    rng = np.random.default_rng(14)
+    source, other = rng.standard_normal((2, 50, 8))
+    source[:, 5:] = other[:, 5:] = mask
+    assert abs(accuracy("cosine", other, source, None).value) < 0.3
 
 
 def test_cosine_of_nothing_and_something_is_zero() -> None:
@@ -393,6 +429,15 @@ def test_floors_of_an_error(floor: str, limit: float, met: bool, strictly: bool 
     assert ERROR.limit(parsed) == pytest.approx(limit)
     assert ERROR.meets(parsed) is met
     assert ERROR.meets(parsed, strict=True) is strictly
+
+
+def test_a_handful_of_samples_shows_no_strict_floor() -> None:
+    floor = Floor.parse("mae=10")
+    for count, met in ((1, None), (19, None), (40, True)):
+        errors, labels = np.linspace(1.0, 2.0, count)[:, None], np.zeros(count)
+        found = accuracy("mae", errors, errors, labels)
+        assert found.meets(floor) is True
+        assert found.meets(floor, strict=True) is met
 
 
 def test_a_better_variant_meets_every_drop() -> None:

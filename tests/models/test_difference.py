@@ -52,6 +52,14 @@ def test_what_cannot_be_compared_is_infinitely_far(mine: Any, theirs: Any) -> No
     assert math.isinf(apart(mine, theirs).relative)
 
 
+@pytest.mark.parametrize("mask", [-np.inf, np.finfo(np.float32).min, -1e4])
+def test_a_mask_makes_no_difference_small(mask: float) -> None:
+    rng = np.random.default_rng(0)
+    mine, theirs = rng.standard_normal((2, 8)).astype(np.float32)
+    mine[5:] = theirs[5:] = mask
+    assert difference([{"y": mine}], [{"y": theirs}]).relative > 0.1
+
+
 def test_a_missing_output_is_infinitely_far() -> None:
     result = difference([{"a": np.ones(2)}], [{"a": np.ones(2), "b": np.ones(2)}])
     assert math.isinf(result.relative)
