@@ -19,6 +19,7 @@ SIZE_UNITS: dict[str, int] = {"kB": 10**3, "MB": 10**6, "GB": 10**9}
 _MOST = Decimal(10) ** 15
 
 _BUDGET = re.compile(r"\s*([A-Za-z][\w.]*)\s*<?=\s*([^\s\d.]*[\d.]+(?:[eE][-+]?\d+)?)\s*(\S*)\s*")
+_SHARES = ("top1", "top5", "f1", "cosine")
 _FLOOR = re.compile(r"\s*([A-Za-z_]\w*)\s*=\s*([^\s%]+)\s*(%?)\s*")
 
 
@@ -67,9 +68,9 @@ class Budget:
         share = PERCENTILES.get(self.quantity)
         return None if share is None else round(1 - share, 6)
 
-    def amount(self, value: float) -> str:
+    def amount(self, value: float, digits: int = 4) -> str:
         """Show ``value`` (ns or bytes, as the limit) in a readable unit."""
-        return format_bytes(value) if self.tail is None else format_ns(value)
+        return format_bytes(value, digits) if self.tail is None else format_ns(value)
 
     def __str__(self) -> str:
         units = SIZE_UNITS if self.tail is None else TIME_UNITS
@@ -114,6 +115,11 @@ class Floor:
             raise InputError(f"floor {text!r}: {number!r} is not a number; {example}") from None
         if not math.isfinite(value):
             raise InputError(f"floor {text!r} is not finite; {example}")
+        if name in _SHARES and value > 1:
+            raise InputError(
+                f"floor {text!r} is out of reach, for {name} is 1 at most; write for example "
+                f"{name}=0.90 or {name}=90%"
+            )
         if name != "drop":
             return cls("absolute", value, name)
         if value < 0:
@@ -141,11 +147,11 @@ def format_share(value: float) -> str:
     return f"{100 * value:g}%"
 
 
-def format_bytes(value: float) -> str:
+def format_bytes(value: float, digits: int = 4) -> str:
     """Show a number of bytes in decimal units, as budgets are written."""
     for unit in ("GB", "MB", "kB"):
         if abs(value) >= SIZE_UNITS[unit]:
-            return f"{value / SIZE_UNITS[unit]:.4g} {unit}"
+            return f"{value / SIZE_UNITS[unit]:.{digits}g} {unit}"
     return f"{value:.0f} B"
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import os
 import signal
 import sys
-from typing import Annotated, Any
+from collections.abc import Iterator
+from typing import Annotated, Any, TextIO
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
 from optimize import __version__
@@ -19,9 +22,16 @@ from optimize.commands.init import init_command
 from optimize.commands.passes import passes_command
 from optimize.commands.report import report_command
 from optimize.commands.run import compare_command, profile_command, run_command
-from optimize.commands.terminal import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, say
+from optimize.commands.terminal import say
 from optimize.commands.verify import verify_command
-from optimize.errors import InputError, OptimizeError, first_cause
+from optimize.errors import (
+    EXIT_INTERNAL,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    InputError,
+    OptimizeError,
+    first_cause,
+)
 
 DEFAULT = "run"
 EPILOG = (
@@ -38,16 +48,61 @@ class _DefaultCommand(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ("--version",):
+            self._refuse_mistyped(args[0])
             args.insert(0, DEFAULT)
         return super().parse_args(ctx, args)
+
+    def _refuse_mistyped(self, word: str) -> None:
+        """Tell a command that nearly is one from a model that is missing."""
+        named = {*self.commands} - {DEFAULT}
+        if word.isalpha() and not os.path.exists(word):  # noqa: PTH110  pathlib takes 10 ms
+            if word in ("help", "version"):
+                raise InputError(f"there is no command {word!r}; try optimize --{word}")
+            close = difflib.get_close_matches(word, named, 1)
+            if close:
+                raise InputError(f"there is no command {word!r}; did you mean {close[0]}?")
+
+
+class _ModelCommand(TyperCommand):
+    """The default command, whose own name nobody writes."""
+
+    def format_usage(self, ctx: Any, formatter: Any) -> None:
+        formatter.write_usage("optimize", " ".join(self.collect_usage_pieces(ctx)))
+
+
+class _Heard:
+    """A standard stream whose reader may go away: the run goes on, and exits by its verdict."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._unheard():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._unheard():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _unheard(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
 
 # No --help of its own, which the default command's stands for: typer would import pydantic to see
 # that it was not given, and that is most of what ``--help`` takes.
 app = typer.Typer(
-    cls=_DefaultCommand, add_completion=False, rich_markup_mode=None, add_help_option=False
-)
-app.command(DEFAULT, hidden=True, epilog=EPILOG)(run_command)
+    cls=_DefaultCommand, add_completion=False, rich_markup_mode=None, add_help_option=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)  # fmt: skip
+app.command(DEFAULT, cls=_ModelCommand, hidden=True, epilog=EPILOG)(run_command)
 app.command("compare")(compare_command)
 app.command("profile")(profile_command)
 app.command("verify")(verify_command)
@@ -76,20 +131,15 @@ def main() -> None:
     """Run the command line and exit; every error of the user's is one sentence on stderr."""
     # A build system's SIGTERM is an interruption like Ctrl-C: report what is finished, leave clean.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.stdout, sys.stderr = _Heard(sys.stdout), _Heard(sys.stderr)  # type: ignore[assignment]
     try:
         code = app(prog_name="optimize", standalone_mode=False)
     except TyperException as error:
         _fail(_usage(error), EXIT_USAGE)
-    except InputError as error:
-        _fail(str(error), EXIT_USAGE)
     except OptimizeError as error:
         _fail(str(error), EXIT_USAGE)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        # The reader went away; silence the interpreter's own complaint at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(EXIT_INTERNAL)
     except Exception as error:  # noqa: BLE001  the last resort
         _crash(error)
     sys.exit(code if isinstance(code, int) else 0)
@@ -99,6 +149,9 @@ def _usage(error: TyperException) -> str:
     """One sentence for a wrong option, with the options that come close."""
     if len(sys.argv) == 1:
         return "no model is given; see optimize --help"
+    commands = getattr(getattr(error, "ctx", None), "command", None)
+    if str(error) == "Missing command." and isinstance(commands, TyperGroup):
+        return f"name one of its commands: {', '.join(commands.commands)}"
     show = getattr(error, "format_message", None)
     return str(show()) if show else str(error)
 

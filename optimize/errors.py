@@ -2,8 +2,8 @@
 
 ::
 
-    OptimizeError
-    ├── InputError          the caller's input is at fault: one sentence, exit code 2
+    OptimizeError           where it ends a command: one sentence, exit code 2
+    ├── InputError          the caller's input is at fault
     ├── PassError           one pass, hence one variant, is concerned
     │   ├── NotApplicable   the pass has nothing to do here: its variant is *skipped*
     │   └── PassFailed      the pass broke or broke its promise: its variant is *failed*
@@ -17,6 +17,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+
+# How a command exits, by what it has shown or what ended it.
+EXIT_KEPT, EXIT_NONE, EXIT_USAGE, EXIT_UNDECIDED = 0, 1, 2, 3
+EXIT_INTERNAL, EXIT_INTERRUPTED = 70, 130
 
 
 class OptimizeError(Exception):
@@ -45,6 +49,10 @@ class PassFailed(PassError):
 
 class WorkerError(OptimizeError):
     """A worker process crashed, hung, or reported an error."""
+
+
+class WorkerEnded(WorkerError):
+    """This run has ended it."""
 
 
 def first_cause(error: BaseException, limit: int = 300) -> str:

@@ -299,6 +299,14 @@ def parse_strategies(text: str | None) -> tuple[str, ...]:
 
 
 def parse_chains(texts: Sequence[str]) -> tuple[Chain, ...] | None:
-    """Read chains, dropping repetitions; None if there are none."""
+    """Read chains, dropping repetitions; None if there are none.
+
+    Raises:
+        InputError: a text is no chain, or its runtime is not installed.
+    """
     chains = {str(chain): chain for chain in map(Chain.parse, texts)}
+    for chain in chains.values():
+        runtime = find_runtime(chain.runtime)
+        if not runtime.installed:
+            raise InputError(f"--chain {chain}: {runtime.missing}")
     return tuple(chains.values()) or None

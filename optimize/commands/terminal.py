@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from optimize.errors import first_cause
+from optimize.errors import EXIT_INTERNAL, first_cause
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from optimize.observer import Observer
     from optimize.results.report import Result
-
-EXIT_USAGE, EXIT_INTERNAL, EXIT_INTERRUPTED = 2, 70, 130
 
 
 @contextlib.contextmanager
@@ -43,9 +41,10 @@ def observed(silent: bool, verbose: bool) -> Iterator[Observer]:
 def finish(result: Result, json: bool, quiet: bool) -> None:
     """Print a result, and exit by it."""
     from optimize.commands.console import answer, show
+    from optimize.reports.folder import shareable
 
     if json:
-        typer.echo(result.report.to_json())
+        typer.echo(shareable(result.report).to_json())
     elif quiet:
         typer.echo(answer(result))
     else:

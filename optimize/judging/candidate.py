@@ -11,7 +11,7 @@ from optimize.budgets.accuracy import Accuracy
 from optimize.budgets.profile import Profile
 from optimize.budgets.verdict import Verdict
 from optimize.building.build import Variant
-from optimize.errors import InputError, WorkerError
+from optimize.errors import InputError, WorkerEnded, WorkerError
 from optimize.explain.explainer import Subject
 from optimize.models.model import Model
 from optimize.profiling.measure import Contender, Limits, open_worker
@@ -27,6 +27,7 @@ from optimize.targets.base import Target
 
 SHOWN_OPERATORS = 8
 LATE = "the time limit ended the run before it was measured"
+INTERRUPTED = "the run was interrupted before it was measured"
 
 
 @dataclass
@@ -90,9 +91,7 @@ class Candidate:
             runtime=settings.runtime,
             threads=settings.threads,
             operators=self.kernels or (),
-            p50_ns=profile.percentile_ns(0.5) if timed else 0.0,
-            p99_ns=profile.percentile_ns(0.99) if timed else 0.0,
-            notes=self.variant.notes,
+            p50_ns=profile.computed_ns if timed else 0.0,
             lost=self.verdict is not None and self.verdict.status == "inaccurate",
         )
 
@@ -114,6 +113,9 @@ def attempt(act: Callable[[Candidate, Limits], None], candidate: Candidate, limi
     """Let a failure end its own candidate only; return whether it succeeded."""
     try:
         act(candidate, limits)
+    except WorkerEnded:
+        candidate.contender.error = INTERRUPTED
+        return False
     except (WorkerError, InputError) as error:
         candidate.contender.error = str(error)
         candidate.contender.close()

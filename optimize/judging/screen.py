@@ -15,6 +15,7 @@ from optimize.budgets.verdict import Requirement
 from optimize.building.build import Variant
 from optimize.cache.records import Records
 from optimize.explain.explainer import Explainer, Subject
+from optimize.explain.layers import comparable
 from optimize.judging.candidate import LATE, Candidate
 from optimize.judging.evaluate import Evaluation
 from optimize.judging.keys import Keys
@@ -216,16 +217,19 @@ class Screening:
     def explain(self, child: Child | Children, isa: Sequence[str], limits: Limits) -> None:
         """Say of every variant that was profiled what limits it, and where its accuracy went."""
         samples, source = self.prepared.evaluation, self._candidates[0].subject
+        models = {str(c.variant.chain): c.model for c in self._candidates}
         explainer: Explainer | None = None  # it looks at the source, so only if it is needed
         for candidate in self._candidates[1:]:
             if not candidate.kernels or not candidate.shown or limits.expired:
                 continue
-            told = {"subject": _told(candidate.subject), "than": _told(source)}
+            before = comparable(candidate.variant.chain, models)
+            subject = replace(candidate.subject, before=before)
+            told = {"subject": _told(subject), "than": _told(source)}
             parts = {"explanation": told, "isa": list(isa), "data": self._keys.evaluated}
             known = self.records.recall(parts)
             if known is None:
                 explainer = explainer or Explainer(child, source, isa, samples)
-                known = explainer.explain(candidate.subject)
+                known = explainer.explain(subject)
                 self.records.keep(parts, known, f"explanation of {candidate.variant.name}")
             candidate.explanation = tuple(known)
 
@@ -398,5 +402,6 @@ class Screening:
 
 def _told(subject: Subject) -> dict[str, Any]:
     """A subject as JSON."""
-    names = ("runtime", "threads", "operators", "p50_ns", "p99_ns", "notes", "lost")
-    return {name: getattr(subject, name) for name in names} | {"model": subject.model.identity}
+    names = ("runtime", "threads", "operators", "p50_ns", "lost")
+    models = {"model": subject.model.identity, "before": subject.before and subject.before.identity}
+    return {name: getattr(subject, name) for name in names} | models

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from optimize.budgets.profile import paired_ratio
 from optimize.budgets.verdict import Requirement, Status, Verdict, judge
-from optimize.judging.candidate import LATE, Candidate, row
+from optimize.judging.candidate import INTERRUPTED, LATE, Candidate, row
 from optimize.judging.standings import Standings
 from optimize.prepare import Prepared
 from optimize.profiling.measure import Limits
@@ -50,8 +50,8 @@ class Judging:
     def judge(self, candidate: Candidate, requirement: Requirement) -> Verdict:
         """The verdict on a candidate as it is now."""
         contender = candidate.contender
-        if contender.error == LATE:
-            return Verdict("undecided", LATE)
+        if contender.error in (LATE, INTERRUPTED):
+            return Verdict("undecided", contender.error)
         if contender.error is not None:
             return Verdict("failed", contender.error)
         size = candidate.model.size_bytes

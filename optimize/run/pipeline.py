@@ -65,6 +65,11 @@ def run(request: Request, observer: Observer | None = None, target: Target | Non
     with run_folder() as folder:
         state = RunState(request, target, device, settings, folder, time.monotonic(), clock=clock)
         state.children = Children(_jobs(request, device), folder)
+        if settings.threads > device.granted_cores:
+            state.notes.append(
+                f"{settings.threads} threads share {device.granted_cores} cores here, so that they "
+                "wait for each other"
+            )
         if request.cache is not None:
             state.store = Store(request.cache, report=state.notes.append)
         try:

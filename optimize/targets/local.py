@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from optimize import worker as worker_file
-from optimize.errors import WorkerError
+from optimize.errors import WorkerEnded, WorkerError
 from optimize.targets.base import Device, Job, Target
 
 _SCRIPT = str(Path(worker_file.__file__).resolve())
@@ -47,6 +47,7 @@ class LocalWorker:
                 },
             )
         self._buffer = b""
+        self._closed = False
 
     def call(self, command: str, timeout_s: float, **arguments: Any) -> dict[str, Any]:
         """See :class:`optimize.targets.base.Worker`."""
@@ -55,8 +56,8 @@ class LocalWorker:
         try:
             stdin.write(json.dumps({"do": command, **arguments}).encode() + b"\n")
             stdin.flush()
-        except OSError as error:
-            raise WorkerError(f"the worker {self._death()}") from error
+        except (OSError, ValueError) as error:  # the latter of a pipe that was closed here
+            raise self._death() from error
         return self.answer(command, timeout_s)
 
     def answer(self, command: str, timeout_s: float) -> dict[str, Any]:
@@ -78,6 +79,7 @@ class LocalWorker:
 
     def close(self) -> None:
         """See :class:`optimize.targets.base.Worker`."""
+        self._closed = True  # a thread may still wait for its answer
         self._process.kill()  # it holds nothing that an orderly end would save
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
@@ -89,18 +91,26 @@ class LocalWorker:
         stdout = self._process.stdout
         assert stdout is not None  # opened as a pipe above
         while b"\n" not in self._buffer:
-            ready, _, _ = select.select([stdout], [], [], max(0.0, deadline - time.monotonic()))
+            try:
+                ready, _, _ = select.select([stdout], [], [], max(0.0, deadline - time.monotonic()))
+                data = os.read(stdout.fileno(), 1 << 20) if ready else b""
+            except (OSError, ValueError) as error:
+                raise self._death() from error
             if not ready:
                 self._process.kill()
                 raise WorkerError(f"the worker hung: no answer to {command} in {timeout_s:.0f} s")
-            data = os.read(stdout.fileno(), 1 << 20)
             if not data:
-                raise WorkerError(f"the worker {self._death()}")
+                raise self._death()
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line
 
-    def _death(self) -> str:
+    def _death(self) -> WorkerError:
+        if self._closed:
+            return WorkerEnded("the run ended before it was measured")
+        return WorkerError(f"the worker {self._how_it_ended()}")
+
+    def _how_it_ended(self) -> str:
         try:
             code = self._process.wait(5)
         except subprocess.TimeoutExpired:

@@ -134,8 +134,8 @@ def test_what_is_missing_today_may_be_there_tomorrow(
         remembered = Remembered(store, counted, {"torch": "2"})
         for number in range(2):
             (tmp_path / str(number)).mkdir()
+            context = Context(tmp_path / str(number), rows, runtime="inductor")
             with pytest.raises(NotApplicable, match=r"needs a C\+\+ compiler"):
-                context = Context(tmp_path / str(number), rows, runtime="inductor")
                 remembered(Compile(), module, context)
     assert counted.runs == 2
 

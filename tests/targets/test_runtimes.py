@@ -31,7 +31,7 @@ from optimize.passes.chain import Chain
 from optimize.passes.int8 import Int8
 from optimize.passes.lower import Compile, Export
 from optimize.passes.shapes import Shapes
-from optimize.request import parse_runtimes
+from optimize.request import parse_chains, parse_runtimes
 from optimize.results.serve import script
 from optimize.targets.base import Job, Settings
 from optimize.targets.inputs import read_outputs, write_inputs
@@ -234,6 +234,8 @@ def test_a_missing_runtime_skips_its_chains_in_a_sentence(
     with pytest.raises(InputError, match=f"--runtime {name}: .* is not installed"):
         parse_runtimes(f"onnxruntime,{name}")
     assert name not in parse_runtimes("all")
+    with pytest.raises(InputError, match=f"--chain fold@{name}: .* is not installed"):
+        parse_chains([f"fold@{name}"])
 
 
 @pytest.mark.parametrize(

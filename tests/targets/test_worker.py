@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from optimize import worker as worker_file
-from optimize.errors import WorkerError
+from optimize.errors import WorkerEnded, WorkerError
 from optimize.models.data import Dataset
 from optimize.profiling.measure import Contender, Limits, collect_outputs, open_worker
 from optimize.targets.base import Job, Settings
@@ -581,6 +581,15 @@ def test_closing_leaves_no_process(tmp_path: Path, start: Start) -> None:
         worker.worker.close()
         assert state(worker.pid) is None
         worker.worker.close()  # again, as clean-ups do
+
+
+def test_a_worker_that_its_run_ends_is_no_failure(tmp_path: Path, start: Start) -> None:
+    worker = start(job(tmp_path, dense(tmp_path), ragged()))
+    ending = threading.Timer(0.3, worker.worker.close)
+    ending.start()
+    with pytest.raises(WorkerEnded):
+        worker.call("time", order=[0] * 300_000, lead_ns=0)
+    ending.join()
 
 
 def test_an_interruption_is_the_controllers_to_handle(tmp_path: Path, start: Start) -> None:
