@@ -368,9 +368,14 @@ def _classes_last(logits: Array, label: Array) -> Array:
     for axis in range(logits.ndim - 1, -1, -1):
         if logits.shape[:axis] + logits.shape[axis + 1 :] == label.shape and logits.shape[axis] > 1:
             return np.moveaxis(logits, axis, -1)
+    hint = ""
+    if label.shape == logits.shape:
+        hint = "; one-hot labels become numbers of classes by argmax(-1)"
+    elif label.shape[-1:] == (1,):
+        hint = "; the label's last axis is one too many"
     raise InputError(
         f"an output of shape {logits.shape} has no scores of two or more classes "
-        f"for a label of shape {label.shape}"
+        f"for a label of shape {label.shape}{hint}"
     )
 
 

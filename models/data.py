@@ -6,7 +6,7 @@ import hashlib
 import json
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,7 @@ def fit(data: Dataset, specs: Sequence[TensorSpec], purpose: str = "--data") -> 
     if set(inputs) != set(wanted):
         raise InputError(
             f"{purpose} {data.origin} holds {_names(inputs)}, the model takes {_names(wanted)}"
+            f"{labels_hint(inputs.keys() - set(wanted))}"
         )
     fitted = {
         spec.name: [_fit(a, spec, data.origin, purpose) for a in inputs[spec.name]]
@@ -138,6 +139,12 @@ def fit(data: Dataset, specs: Sequence[TensorSpec], purpose: str = "--data") -> 
     )
     single = all(a.ndim > 0 and a.shape[0] == 1 for arrays in fitted.values() for a in arrays)
     return replace(data, inputs=fitted, batch_first=added or single)
+
+
+def labels_hint(strange: Collection[str]) -> str:
+    """What to do about an array that is no input, but is called like labels."""
+    likely = sorted({"label", "y", "target", "targets"} & set(strange))
+    return f"; call {likely[0]} {LABELS!r} if it holds them" if likely else ""
 
 
 def representative(data: Dataset, count: int = 4) -> Dataset:

@@ -11,7 +11,7 @@ import numpy as np
 
 from optimize.errors import InputError, first_cause, nearest
 from optimize.models import huggingface
-from optimize.models.data import Dataset, fit, synthetic
+from optimize.models.data import Dataset, fit, labels_hint, synthetic
 from optimize.models.model import FILE_NAME, Model, Signature, TensorSpec
 from optimize.models.run import Difference, difference, run
 from optimize.models.source import Loaded, Source, load
@@ -168,7 +168,21 @@ def _specs(loaded: Loaded, stated: Sequence[TensorSpec]) -> list[TensorSpec]:
     if strange:
         raise InputError(f"--input {strange[0]}: {nearest(strange[0], loaded.inputs)}")
     known = {spec.name: spec for spec in input_specs(loaded)}
+    if loaded.source.kind == "onnx":
+        for one in given.values():
+            if not _agree(one, known[one.name]):
+                raise InputError(f"--input {one}: the model takes {known[one.name]}")
     return [spec for name in loaded.inputs if (spec := given.get(name) or known.get(name))]
+
+
+def _agree(stated: TensorSpec, known: TensorSpec) -> bool:
+    """Whether what a user states can be what a graph declares."""
+    if stated.dtype != known.dtype or stated.shape is None or known.shape is None:
+        return stated.dtype == known.dtype
+    return len(stated.shape) == len(known.shape) and all(
+        mine == own or not (isinstance(mine, int) and isinstance(own, int))
+        for mine, own in zip(stated.shape, known.shape, strict=True)
+    )
 
 
 def _complete(specs: list[TensorSpec], loaded: Loaded) -> list[TensorSpec]:
@@ -406,7 +420,7 @@ def _name_inputs(loaded: Loaded, data: Dataset) -> Dataset:
         raise InputError(
             f"--data {data.origin} holds {', '.join(inputs)}; "
             f"the model takes {', '.join(loaded.inputs)}, of which it needs "
-            f"{', '.join(loaded.required)}"
+            f"{', '.join(loaded.required)}{labels_hint(strange)}"
         )
     return replace(data, inputs={name: inputs[name] for name in given})
 

@@ -131,7 +131,7 @@ def main() -> None:
     """Run the command line and exit; every error of the user's is one sentence on stderr."""
     # A build system's SIGTERM is an interruption like Ctrl-C: report what is finished, leave clean.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.stdout, sys.stderr = _Heard(sys.stdout), _Heard(sys.stderr)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = _Heard(sys.stdout), _Heard(sys.stderr)
     try:
         code = app(prog_name="optimize", standalone_mode=False)
     except TyperException as error:

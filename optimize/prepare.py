@@ -224,6 +224,8 @@ def _metric(request: Request) -> tuple[Metric | None, Floor | None]:
         metric = _custom(name)
     elif name in METRICS:
         metric = METRICS[name]
+    elif ".py" in name:
+        raise InputError(f"--metric {name!r} is not of the form file.py:function")
     else:
         choices = [*METRICS, "file.py:function"]
         where = "--metric" if request.metric else f"floor {floor}:"

@@ -161,7 +161,7 @@ class Request:
         options = " and ".join(option for option, text in given.items() if text)
         if options and self.chains:
             raise InputError(
-                f"{options} add to the built-in plan, and --chain replaces it; "
+                f"{options} would add to the built-in plan, which --chain replaces; "
                 "write student, prune and distill as passes of the chain"
             )
         if (options or self.train) and not self.data:

@@ -177,7 +177,18 @@ class Evaluation:
             open_for(self.target, self.source, limits)
             self._compare(self.source, limits, whole)
         except (WorkerError, InputError) as error:
-            raise InputError(f"the source cannot be judged: {error}") from error
+            raise InputError(f"the source cannot be judged: {error}{self._made_up()}") from error
+
+    def _made_up(self) -> str:
+        """What was guessed of inputs that nobody gave; empty if somebody did."""
+        if not self.prepared.data.synthetic:
+            return ""
+        sample = self.prepared.evaluation.sample(0)
+        shapes = [f"{name}={'x'.join(map(str, a.shape))}" for name, a in sample.items()]
+        return (
+            f"; its inputs were made up, with {' and '.join(shapes)}: give --data, or the right "
+            "shapes by --input"
+        )
 
     def _compare_all(self, candidates: Sequence[Candidate], limits: Limits, whole: bool) -> None:
         def compare_one(candidate: Candidate, limits: Limits) -> None:

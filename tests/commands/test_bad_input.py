@@ -211,6 +211,18 @@ CASES: dict[str, tuple[Words, str]] = {
     "data of another type": (
         lambda g: [g.onnx, *BUDGET, "--data", g.data(image=IMAGE.astype(np.float64))],
         "image is float64, the model takes float32"),
+    "labels by another name": (
+        lambda g: [g.onnx, *BUDGET, "--data", g.data(image=IMAGE, y=np.zeros(4, int))],
+        "call y 'labels' if it holds them"),
+    "labels that are one-hot": (
+        lambda g: [g.onnx, *BUDGET, "--data", g.data(image=IMAGE, labels=np.eye(10)[:4])],
+        "one-hot labels become numbers"),
+    "shape that the graph contradicts": (
+        lambda g: [g.onnx, *BUDGET, "--input", "image=1x3x8x8:float32"],
+        r"the model takes image: float32\[nx1x8x8\]"),
+    "metric without its function": (
+        lambda g: [g.onnx, *BUDGET, "--data", g.npz, "--metric", "metric.py"],
+        "not of the form file.py:function"),
     "labels of another length": (
         lambda g: [g.onnx, *BUDGET, "--data", g.data(image=IMAGE, labels=np.zeros(3))],
         "3 labels for 4 samples"),
