@@ -137,11 +137,21 @@ def _recall(entry: Entry, model: Model) -> PassResult:
 class RememberedExport:
     """Loads and exports a source, or takes the result from a store."""
 
-    def __init__(self, store: Store, export: Export, versions: Mapping[str, str]) -> None:
-        """Wrap ``export``, which takes what :func:`load_and_export` takes."""
+    def __init__(
+        self,
+        store: Store,
+        export: Export,
+        versions: Mapping[str, str],
+        deadline: float | None = None,
+    ) -> None:
+        """Wrap ``export``, which takes what :func:`load_and_export` takes.
+
+        From ``deadline`` on, on ``time.monotonic``, no other run is waited for.
+        """
         self._store = store
         self._export = export
         self._versions = dict(versions)
+        self._deadline = deadline
 
     def __call__(
         self,
@@ -166,11 +176,12 @@ class RememberedExport:
                 "versions": self._versions,
             }
         )
-        with self._store.building(key):
+        with self._store.building(key, self._deadline):
             entry = self._store.get(key)
             if entry is not None:
                 return _exported(entry)
-            exported = self._export(source, arch, trust_pickle, probe, inputs, folder)
+            with self._store.turn(shared=True, deadline=self._deadline):
+                exported = self._export(source, arch, trust_pickle, probe, inputs, folder)
             self._keep(key, exported, folder, f"export of {source.digest[:12]}")
             return exported
 

@@ -6,6 +6,7 @@ no bound, and a note says why.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -144,7 +145,8 @@ class Bounder:
         """Measure the device's peaks; the higher ones are kept."""
         self._glanced, self._looked, key = False, True, key_of(self._peak_parts())
         try:
-            peaks = source.peaks.either(self._measured(SECONDS))
+            with self.store.turn(shared=False) if self.store else contextlib.nullcontext():
+                peaks = source.peaks.either(self._measured(SECONDS))
             self.source = Bounds.of(source.cost, peaks, self.threads)
             if self.store is not None:
                 self.store.drop(key)

@@ -71,10 +71,10 @@ class Evaluation:
         if self.source.accuracy is not None and not self.source.provisional:  # an earlier run's
             self._takes_long(self.source.contender.call_ns / 1e9 * self._parts.calls(1))
         elif self.source.accuracy is None or not self._in_parts:
-            self._evaluate_source(limits, whole=False)
+            self._evaluate_source_in_turn(limits, whole=False)
         if self._meets_any_floor():
             if self.source.provisional:
-                self._evaluate_source(limits, whole=True)
+                self._evaluate_source_in_turn(limits, whole=True)
             accuracy = self.source.accuracy
             if accuracy is not None and self._meets_any_floor():
                 raise InputError(
@@ -171,6 +171,10 @@ class Evaluation:
             if self.source.accuracy is None:
                 raise
             self._broken = str(error)  # what was found out until now must not be lost
+
+    def _evaluate_source_in_turn(self, limits: Limits, whole: bool) -> None:
+        with self.records.busy(limits.deadline):
+            self._evaluate_source(limits, whole)
 
     def _evaluate_source(self, limits: Limits, whole: bool) -> None:
         try:

@@ -229,7 +229,8 @@ class Screening:
             known = self.records.recall(parts)
             if known is None:
                 explainer = explainer or Explainer(child, source, isa, samples)
-                known = explainer.explain(subject)
+                with self.records.busy(limits.deadline):
+                    known = explainer.explain(subject)
                 self.records.keep(parts, known, f"explanation of {candidate.variant.name}")
             candidate.explanation = tuple(known)
 

@@ -115,7 +115,9 @@ def exporter(state: RunState) -> Callable[..., Exported]:
     def export(*given: Any) -> Exported:
         return state.children.call(load_and_export, *given)
 
-    return RememberedExport(state.store, export, versions()) if state.store else export
+    if state.store is None:
+        return export
+    return RememberedExport(state.store, export, versions(), state.limits(1.0).deadline)
 
 
 def build_one(builder: Builder, limits: Limits, chain: Chain) -> Variant:
