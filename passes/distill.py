@@ -13,6 +13,7 @@ from optimize.passes.base import Context, Pass, PassResult
 
 if TYPE_CHECKING:
     from optimize.passes.training.batches import Batches
+    from optimize.passes.training.options import DistillOptions
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Distill(Pass):
     """
 
     name: ClassVar[str] = "distill"
+    version: ClassVar[int] = 2
     summary: ClassVar[str] = "train the module so far to give the source's outputs"
     needs: ClassVar[str] = "a torch module as source, and real data"
     takes: ClassVar[tuple[Format, ...]] = ("torch",)
@@ -50,8 +52,20 @@ class Distill(Pass):
         """Reject values out of range."""
         if self.batch < 1:
             raise InputError(f"distill: batch={self.batch} is not at least 1")
-        if self.epochs <= 0 or self.lr <= 0 or self.temperature <= 0 or not 0 <= self.alpha <= 1:
-            raise InputError("distill: epochs, lr and temperature are positive, alpha 0 to 1")
+        self._options(0)  # which refuse the rest
+
+    def _options(self, seed: int) -> DistillOptions:
+        """Of the built-in training."""
+        from optimize.passes.training.options import DistillOptions
+
+        return DistillOptions(
+            epochs=self.epochs,
+            temperature=self.temperature,
+            alpha=self.alpha,
+            features=self.features,
+            lr=self.lr,
+            seed=seed,
+        )
 
     @property
     def needs_calibration(self) -> bool:
@@ -83,7 +97,6 @@ class Distill(Pass):
         from optimize.passes.training.checkpoint import leave_unfinished
         from optimize.passes.training.distill import distill
         from optimize.passes.training.hooks import HookContext, load_hook, run_hook
-        from optimize.passes.training.options import DistillOptions
 
         if self.hook != "none":
             hook = load_hook(self.hook, "distill: hook")
@@ -92,19 +105,11 @@ class Distill(Pass):
             if context.late:  # a hook cannot say whether it was cut short
                 leave_unfinished(folder)
             return result
-        options = DistillOptions(
-            epochs=self.epochs,
-            temperature=self.temperature,
-            alpha=self.alpha,
-            features=self.features,
-            lr=self.lr,
-            seed=context.seed,
-        )
         return distill(
             student,
             teacher,
             batches,
-            options,
+            self._options(context.seed),
             progress=lambda now: context.progress(str(now)),
             checkpoint_folder=folder,
             deadline=context.deadline,
@@ -120,6 +125,7 @@ class Student(Pass):
     """
 
     name: ClassVar[str] = "student"
+    version: ClassVar[int] = 2
     summary: ClassVar[str] = "another architecture, untrained; follow it with distill"
     needs: ClassVar[str] = "a torch module as source, and real data"
     takes: ClassVar[tuple[Format, ...]] = ("torch",)

@@ -153,11 +153,10 @@ def pairs(proto: Any) -> Iterator[Pair]:
     """Layers whose output goes, through homogeneous functions only, to one other layer."""
     reads = uses(proto)
     readers = {name: node for node in proto.graph.node for name in node.input}
-    outputs = {value.name for value in proto.graph.output}
     layers = _layers(proto)
     for first in layers.values():
         name = first.node.output[0]
-        while name not in outputs and reads[name] == 1 and name in readers:
+        while reads[name] == 1 and name in readers:
             node = readers[name]
             second = layers.get(node.output[0])
             if second is not None and node.input[0] == name:
@@ -212,7 +211,6 @@ def fold_batch_norms(proto: Any) -> int:
     tensors = _float_tensors(proto)
     makers = {name: node for node in proto.graph.node for name in node.output}
     readers = uses(proto)
-    outputs = {value.name for value in proto.graph.output}
     folded = []
     for norm in proto.graph.node:
         conv = makers.get(norm.input[0]) if norm.input else None
@@ -220,7 +218,7 @@ def fold_batch_norms(proto: Any) -> int:
             continue
         names = [*norm.input[1:5], *conv.input[1:3]]
         private = all(n in tensors for n in names) and all(readers[n] == 1 for n in conv.input[1:3])
-        if not private or readers[norm.input[0]] != 1 or norm.input[0] in outputs:
+        if not private or readers[norm.input[0]] != 1:
             continue
         gamma, beta, mean, variance = (numpy_helper.to_array(tensors[n]) for n in norm.input[1:5])
         epsilon = next((a.f for a in norm.attribute if a.name == "epsilon"), 1e-5)

@@ -10,18 +10,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from optimize.models.model import FILE_NAME, Model, graphs, link_or_copy, tensors
+from optimize.models.model import FILE_NAME, Model, Signature, graphs, link_or_copy, tensors
 from optimize.passes.base import INLINE_MOST, Context
 from optimize.worker import GRAPH_LEVEL, session_options
 
 WITHOUT = "optimization.disable_specified_optimizers"
+_CONSTANTS_IR = 4  # the first version whose weights need not be inputs, too
 
 
 def load_ir(model: Model) -> Any:
-    """Load the model as an ``onnx_ir.Model`` whose weights are read on demand."""
-    import onnx_ir
+    """Load the model as an ``onnx_ir.Model`` whose weights are read on demand.
 
-    return onnx_ir.load(str(model.path))
+    Of its inputs it has those that :func:`keep_inputs` keeps.
+    """
+    import onnx_ir
+    from onnx_ir.passes.common import RemoveInitializersFromInputsPass
+
+    graph = onnx_ir.load(str(model.path))
+    RemoveInitializersFromInputsPass()(graph)
+    graph.ir_version = max(graph.ir_version, _CONSTANTS_IR)
+    return graph
 
 
 def save_ir(graph: Any, model: Model, context: Context) -> Model:
@@ -50,7 +58,22 @@ def load_proto(model: Model) -> Any:
     """Load the model as an ``onnx.ModelProto`` with its weights."""
     import onnx
 
-    return onnx.load(str(model.path))
+    proto = onnx.load(str(model.path))
+    keep_inputs(proto, model.signature)
+    return proto
+
+
+def keep_inputs(proto: Any, signature: Signature) -> None:
+    """Drop the inputs that a signature does not count, in place.
+
+    Old models list their weights among the inputs, as defaults that a caller could override; what
+    is dropped is a constant from then on.
+    """
+    names = {spec.name for spec in signature.inputs}
+    inputs = [value for value in proto.graph.input if value.name in names]
+    del proto.graph.input[:]
+    proto.graph.input.extend(inputs)
+    proto.ir_version = max(proto.ir_version, _CONSTANTS_IR)
 
 
 def save_proto(proto: Any, context: Context) -> Model:

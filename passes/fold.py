@@ -24,9 +24,6 @@ class Fold(Pass):
         from onnxscript import optimizer
 
         graph = load_ir(model)
-        # Old models list their weights among the inputs, as defaults that a caller could override;
-        # the signature does not count them, so they are constants.
-        common.RemoveInitializersFromInputsPass()(graph)
         if not model.count(*_SEQUENCES):
             optimizer.optimize_ir(graph, should_fold=_should_fold)
         for clean in (

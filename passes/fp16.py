@@ -21,6 +21,7 @@ class Fp16(Pass):
 
     name: ClassVar[str] = "fp16"
     summary: ClassVar[str] = "float16 weights and arithmetic, sensitive operators kept in float32"
+    version: ClassVar[int] = 2
     runtimes: ClassVar[tuple[str, ...]] = ("onnxruntime",)
 
     keep: str = "auto"

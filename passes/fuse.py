@@ -12,7 +12,7 @@ from optimize.errors import NotApplicable, first_cause
 from optimize.models.attention import has_attention
 from optimize.models.model import FILE_NAME, Model
 from optimize.passes.base import Context, Pass, PassResult, changed_counts
-from optimize.passes.files import load_ir, needs_side_file, save_ir, silent
+from optimize.passes.files import keep_inputs, load_ir, needs_side_file, save_ir, silent
 
 _ATTENTION = ("Attention", "MultiHeadAttention", "PackedAttention", "GroupQueryAttention")
 # In the order in which they are tried; a family is taken if it fuses the attention.
@@ -33,6 +33,7 @@ class Fuse(Pass):
     summary: ClassVar[str] = (
         "operator fusion: conv+bn, attention, layer norm, GELU, skip connection"
     )
+    version: ClassVar[int] = 2
     needs: ClassVar[str] = "engine=onnxruntime-tools: the extra tailfit[onnxruntime-tools]"
     tolerance: ClassVar[float | None] = 1e-3  # fused kernels sum in another order
     runtimes: ClassVar[tuple[str, ...]] = ("onnxruntime",)  # fused operators are its own
@@ -126,22 +127,18 @@ def _onnxruntime_graph(model: Model, context: Context) -> Model:
         side = "session.optimized_model_external_initializers_file_name"
         options.add_session_config_entry(side, f"{FILE_NAME}.data")
     onnxruntime.InferenceSession(str(model.path), options, providers=["CPUExecutionProvider"])
-    return _without_stale_inputs(Model.read(path), model)
+    return _without_defaults(path, model)
 
 
-def _without_stale_inputs(result: Model, before: Model) -> Model:
-    """Drop inputs whose default values onnxruntime has folded away."""
-    wanted = {spec.name for spec in before.signature.inputs}
-    if all(spec.name in wanted for spec in result.signature.inputs):
-        return result
+def _without_defaults(path: Path, before: Model) -> Model:
+    """Drop inputs that are weights, or were until onnxruntime folded their values away."""
     import onnx
 
-    proto = onnx.load(str(result.path), load_external_data=False)
-    kept = [value for value in proto.graph.input if value.name in wanted]
-    del proto.graph.input[:]
-    proto.graph.input.extend(kept)
-    onnx.save(proto, str(result.path))
-    return Model.read(result.path)
+    proto = onnx.load(str(path), load_external_data=False)
+    if len(proto.graph.input) > len(before.signature.inputs):
+        keep_inputs(proto, before.signature)
+        onnx.save(proto, str(path))
+    return Model.read(path)
 
 
 def _onnxruntime_tools(model: Model, context: Context) -> tuple[Model, list[str]]:

@@ -77,10 +77,12 @@ def products(proto: Any) -> list[Products]:
 
 
 def uses(proto: Any) -> Counter[str]:
-    """How often each tensor is read, by nodes of subgraphs, too."""
-    return Counter(
-        name for graph in graphs(proto.graph) for node in graph.node for name in node.input
-    )
+    """How often each tensor is read: by nodes, those of subgraphs too, and as an output."""
+    reads: Counter[str] = Counter()
+    for graph in graphs(proto.graph):
+        reads.update(name for node in graph.node for name in node.input)
+        reads.update(value.name for value in graph.output)
+    return reads
 
 
 def show(graph: Any, names: Iterable[str]) -> None:

@@ -44,7 +44,7 @@ class Int8(Pass):
     """
 
     name: ClassVar[str] = "int8"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     summary: ClassVar[str] = "INT8 quantization: dynamic, static (QDQ) or weight-only (8 or 4 bits)"
     needs: ClassVar[str] = (
         "mode=static: real data to calibrate on; recover=distill: a torch module; "
@@ -85,18 +85,10 @@ class Int8(Pass):
             raise InputError(f"int8: recovery={self.recovery} is not at least 1")
         if self.recover == "distill" and (self.mode != "static" or self.per != "channel"):
             raise InputError("int8: recover=distill needs mode=static and per=channel")
-        if self.engine != "onnxruntime":
-            other = (
-                Int8(self.mode, self.engine, samples=self.samples) if self._own_options else self
-            )
-            if self.mode != "static" or other != self:
-                raise InputError(f"int8: engine={self.engine} takes mode=static and samples only")
-
-    @property
-    def _own_options(self) -> bool:
-        return (self.calibration, self.per, self.ops, self.symmetric, self.keep) != (
-            "minmax", "channel", "auto", False, 0
-        )  # fmt: skip
+        if self.engine != "onnxruntime" and replace(self, engine="onnxruntime") != Int8(
+            "static", samples=self.samples
+        ):
+            raise InputError(f"int8: engine={self.engine} takes mode=static and samples only")
 
     @property
     def needs_calibration(self) -> bool:
@@ -201,7 +193,7 @@ class Int8(Pass):
         known = (
             set(registry.QDQRegistry) | set(registry.QLinearOpsRegistry)
             if self.mode == "static"
-            else set(registry.IntegerOpsRegistry)
+            else {*registry.IntegerOpsRegistry, "Gemm"}
         )
         wanted = known
         if self.ops == "matmul" or (
@@ -221,14 +213,18 @@ class Int8(Pass):
         return sorted(wanted & names)
 
     def _dynamic(self, model: Model, context: Context, types: list[str]) -> tuple[str, ...]:
+        if "Gemm" in types:  # onnxruntime makes MatMul and Add of it first
+            types = [*types, "MatMul"]
         if not self.keep:
             own = brought(model, context)
             self._dynamic_without(own, context, types, (), context.folder / FILE_NAME)
             return ()
         import onnx
+        from onnxruntime.quantization.onnx_model import ONNXModel
 
         named = context.folder / "named.onnx"
         proto = load_proto(model)
+        ONNXModel(proto).replace_gemm_with_matmul()
         static.name_nodes(proto)
         onnx.save(proto, str(named))
         source = Model.read(named)
@@ -300,20 +296,21 @@ class Int8(Pass):
         Raises:
             NotApplicable: there are not that many layers.
         """
-        from optimize.passes.quantizers.layers import rank
+        from optimize.passes.quantizers.layers import MOST_LAYERS, rank
 
         if self.keep >= len(layers):
             raise NotApplicable(f"keep={self.keep} leaves none of {len(layers)} layers in INT8")
-        file = context.folder.parent / f"{self._ranking_name(model)}-{_RANKING}"
+        most = max(self.keep, MOST_LAYERS)
+        options = (asdict(self) | {"keep": most}).values()
+        parts = [model.digest[:16], samples.digest[:16], *map(str, options), _RANKING]
+        file = context.folder.parent / "-".join(parts)
         if not file.is_file():
-            ranked = rank(without(()), reference, lambda n: without((n,)), layers, samples)
-            file.write_text(json.dumps([asdict(layer) for layer in ranked]))
+            ranked = rank(without(()), reference, lambda n: without((n,)), layers, samples, most)
+            fresh = context.folder / _RANKING
+            fresh.write_text(json.dumps([asdict(layer) for layer in ranked]))
+            fresh.replace(file)
         ranking = json.loads(file.read_text())
         return [layer["node"] for layer in ranking[: self.keep]]
-
-    def _ranking_name(self, model: Model) -> str:
-        options = asdict(self) | {"keep": 0}
-        return "-".join([model.digest[:16], *(str(value) for value in options.values())])
 
     def _weights(self, model: Model, context: Context) -> PassResult:
         import onnx

@@ -52,6 +52,7 @@ class Prune(Pass):
 
     name: ClassVar[str] = "prune"
     summary: ClassVar[str] = "remove channels, hidden units and attention heads; or mask weights"
+    version: ClassVar[int] = 2
     needs: ClassVar[str] = "real data, unless importance=magnitude,refit=false or kind=mask"
 
     ratio: float = field(default=0.25, metadata={"always": True})
@@ -193,7 +194,10 @@ class Prune(Pass):
                 f"their outputs {before:.2%} -> {after:.2%} of the variance, on samples held out"
             )
             if left_out:
-                notes.append(f"cannot be refitted (transposed or scaled): {_listed(left_out)}")
+                notes.append(
+                    "cannot be refitted (transposed, scaled, or with a computed bias): "
+                    f"{_listed(left_out)}"
+                )
         return PassResult(save_proto(result, context), True, tuple(notes))
 
     def _kept(

@@ -48,7 +48,7 @@ class Session(Pass):
             raise InputError(f"session: threads={self.threads} is negative; 0 is as given")
 
     def apply(self, model: Model, context: Context) -> PassResult:
-        """Set the options; the check of the outputs shows that onnxruntime takes them."""
+        """Set the options; onnxruntime ignores names of optimizers that it does not have."""
         changed = model
         if self.level != "ALL":
             changed = changed.configured({GRAPH_LEVEL: self.level})

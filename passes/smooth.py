@@ -44,13 +44,15 @@ class Smooth(Pass):
     samples: int = 64
 
     def __post_init__(self) -> None:
-        """Check ``alpha``: ``auto``, or a number between 0 and 1."""
+        """Check ``alpha``, ``auto`` or a number between 0 and 1, and ``samples``."""
         try:
             valid = self.alpha == "auto" or 0 <= float(self.alpha) <= 1
         except ValueError:
             valid = False
-        if not valid or self.samples < 1:
+        if not valid:
             raise InputError(f"smooth: alpha={self.alpha} is neither auto nor between 0 and 1")
+        if self.samples < 1:
+            raise InputError(f"smooth: samples={self.samples} is not at least 1")
 
     @property
     def needs_calibration(self) -> bool:
@@ -179,9 +181,8 @@ def _fold_into_norm(proto: Any, group: Products, scale: Array) -> bool:
     from onnx import numpy_helper
 
     reads = uses(proto)
-    outputs = {value.name for value in proto.graph.output}
     maker = next((n for n in proto.graph.node if group.input in n.output), None)
-    if maker is None or maker.op_type != "LayerNormalization" or group.input in outputs:
+    if maker is None or maker.op_type != "LayerNormalization":
         return False
     if reads[group.input] != len(group.nodes) or attribute(maker, "axis", -1) != -1:
         return False

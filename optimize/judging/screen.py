@@ -200,7 +200,12 @@ class Screening:
 
     def rows(self) -> list[VariantReport]:
         """What is known now about every variant that was built."""
-        return [self._judging.row(c) for c in self._candidates if c.shown]
+        shown = [c for c in self._candidates if c.shown]
+        best = next((c for c in shown if c.variant.name == self.chosen), None)
+        if best is None:
+            return [self._judging.row(c) for c in shown]
+        chosen = self._judging.row(best)
+        return [chosen if c is best else self._judging.behind(c, chosen) for c in shown]
 
     def steps(self) -> list[str]:
         """Chains that are measured to show what the passes of others change."""

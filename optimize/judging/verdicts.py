@@ -108,6 +108,21 @@ class Judging:
         samples = self.prepared.data.evaluation_samples
         return row(candidate, verdict, self.request.confidence, samples, self.candidates)
 
+    def behind(self, candidate: Candidate, chosen: VariantReport) -> VariantReport:
+        """Its row, once another is chosen: *skipped* if only more samples could have kept it.
+
+        For then it would still be behind the chosen one.
+        """
+        row = self.row(candidate)
+        if row.status != "undecided" or not candidate.provisional or not self.may_hold(candidate):
+            return row
+        higher = self.prepared.metric.higher_is_better
+        rivals = [chosen, replace(row, status="kept")]
+        if rank(rivals, self.request.objective, higher)[0] is not chosen:
+            return row
+        reason = f"not evaluated to the end: {chosen.chain} is chosen before it; {row.reason}"
+        return replace(row, status="skipped", reason=reason)
+
     def prospect(self, candidate: Candidate) -> VariantReport:
         """The same, where who will probably be kept counts as such."""
         row = self.row(candidate)

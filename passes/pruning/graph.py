@@ -25,7 +25,7 @@ _FOLDED = frozenset(
 
 
 def plain(proto: Any) -> Any:
-    """A copy whose constants are all initializers that no caller overrides.
+    """A copy whose constants are all initializers.
 
     What exporters compute from constants alone (a bias that is reshaped, a weight that is
     transposed) becomes an initializer, too: only those can be cut.
@@ -46,7 +46,6 @@ def plain(proto: Any) -> Any:
             constants[value.name] = value
             graph.initializer.append(value)
     _replace(graph.node, nodes)
-    _replace(graph.input, [value for value in graph.input if value.name not in constants])
     _fold(copy)
     return copy
 

@@ -94,18 +94,19 @@ def _traced(proto: Any, shapes: Shapes) -> Trace:
     readers: dict[str, list[Any]] = {}
     producers = {name: node for node in proto.graph.node for name in node.output if name}
     for node in proto.graph.node:
-        for name in node.input:
+        for name in (*node.input, *captured(node)):
             readers.setdefault(name, []).append(node)
+    outputs = [value.name for value in proto.graph.output]
     opset = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
-    trace = Trace(constants(proto), shapes, readers, producers, opset)
+    trace = Trace(constants(proto), shapes, readers, producers, outputs, opset)
     for index, node in enumerate(proto.graph.node):
         seen = Node(index, node, trace)
         for name in captured(node):
             seen.pin(*trace.axes.get(name, ()), why=f"a branch of {seen.kind} reads it")
         rule(seen)(seen)
-    for value in proto.graph.output:
-        for axis in trace.axes.get(value.name, ()):
-            trace.channels.pin(axis, f"it computes the output {value.name}")
+    for output in outputs:
+        for axis in trace.axes.get(output, ()):
+            trace.channels.pin(axis, f"it computes the output {output}")
     return trace
 
 

@@ -37,34 +37,46 @@ def unstructured(proto: Any, ratio: float, everywhere: bool) -> Masked:
         everywhere: whether tensors compete, each relative to its root mean square; else each
             gives the same share.
     """
-    found = dict(_weights(proto))
-    scores = {name: np.abs(array.astype(np.float64)) for name, (array, _) in found.items()}
-    if everywhere:
-        for score in scores.values():
-            score /= max(float(np.sqrt(np.mean(score**2))), np.finfo(float).tiny)
-        flat = np.concatenate([score.ravel() for score in scores.values()])
-        gone = _least(flat, ratio)
-        ends = np.cumsum([score.size for score in scores.values()])[:-1]
-        masks = dict(zip(scores, np.split(gone, ends), strict=True))
-    else:
-        masks = {name: _least(score.ravel(), ratio) for name, score in scores.items()}
-    return _with_zeros(
-        proto, {name: mask.reshape(found[name][0].shape) for name, mask in masks.items()}
-    )
+    found = {name: array for name, (array, _) in _weights(proto)}
+    masks = least([*found.values()], ratio, everywhere)
+    return _with_zeros(proto, dict(zip(found, masks, strict=True)))
 
 
 def two_of_four(proto: Any) -> Masked:
     """Zero the two smallest of every four neighbouring inputs of an output."""
     masks, skipped = {}, []
     for name, (array, axis) in _weights(proto):
-        rows = np.moveaxis(np.abs(array), axis, -1)
-        if rows.shape[-1] % 4:
+        mask = least_of_four(array, axis)
+        if mask is None:
             skipped.append(name)
-            continue
-        fours = rows.reshape(*rows.shape[:-1], -1, 4)
-        mask = np.argsort(np.argsort(fours, axis=-1, kind="stable"), axis=-1) < 2
-        masks[name] = np.moveaxis(mask.reshape(rows.shape), -1, axis)
+        else:
+            masks[name] = mask
     return _with_zeros(proto, masks, skipped)
+
+
+def least(weights: Sequence[Array], ratio: float, everywhere: bool) -> list[Array]:
+    """Masks of the weights of least magnitude; see :func:`unstructured`.
+
+    Of equal ones the first go: no more than the share becomes zero, however many are equal.
+    """
+    scores = [np.abs(array.astype(np.float64)) for array in weights]
+    if not everywhere or not scores:
+        return [_least(score.ravel(), ratio).reshape(score.shape) for score in scores]
+    for score in scores:
+        score /= max(float(np.sqrt(np.mean(score**2))), np.finfo(float).tiny)
+    gone = _least(np.concatenate([score.ravel() for score in scores]), ratio)
+    parts = np.split(gone, np.cumsum([score.size for score in scores])[:-1])
+    return [part.reshape(score.shape) for part, score in zip(parts, scores, strict=True)]
+
+
+def least_of_four(weight: Array, axis: int) -> Array | None:
+    """A mask of the two smallest of every four neighbours along an axis; None for a remainder."""
+    rows = np.moveaxis(np.abs(weight), axis, -1)
+    if rows.shape[-1] % 4:
+        return None
+    fours = rows.reshape(*rows.shape[:-1], -1, 4)
+    mask = np.argsort(np.argsort(fours, axis=-1, kind="stable"), axis=-1) < 2
+    return np.moveaxis(mask.reshape(rows.shape), -1, axis)
 
 
 def _least(scores: Array, ratio: float) -> Array:

@@ -9,13 +9,14 @@ nothing is fitted to, decides which solution is used, and whether any is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from optimize.models.data import Dataset
+from optimize.passes.graph import uses
 from optimize.passes.pruning.graph import Array, attribute, constants, put, set_nodes, values
 from optimize.passes.pruning.groups import Dependencies, Keep, layer_name
 from optimize.passes.pruning.layers import Layer, layers
@@ -63,10 +64,11 @@ def refit(
     result.CopyFrom(pruned)
     done: list[Refit] = []
     left_out: list[str] = []
+    known = constants(original)
     for layer in layers(original, found):
         if keep[layer.inputs].all():
             continue
-        if not _solvable(layer.node):
+        if not _solvable(layer.node, known):
             left_out.append(layer_name(layer.node))
             continue
         problem = _Problem(
@@ -80,10 +82,14 @@ def refit(
     return result, done, left_out
 
 
-def _solvable(node: Any) -> bool:
-    """Scaled products are rare, and the positions of transposed convolutions overlap."""
+def _solvable(node: Any, known: Mapping[str, Array]) -> bool:
+    """Scaled products are rare, and the positions of transposed convolutions overlap.
+
+    A computed bias is no constant that could be set.
+    """
     scaled = attribute(node, "alpha", 1.0) != 1 or attribute(node, "beta", 1.0) != 1
-    return node.op_type != "ConvTranspose" and explicit_pads(node) and not scaled
+    fixed = all(name in known for name in node.input[2:] if name)
+    return node.op_type != "ConvTranspose" and explicit_pads(node) and fixed and not scaled
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,8 +196,7 @@ def _add_bias(proto: Any, node: Any, bias: Array) -> None:
 
     output, known = node.output[0], constants(proto)
     readers = [other for other in proto.graph.node if output in other.input]
-    outputs = {value.name for value in proto.graph.output}
-    if len(readers) == 1 and readers[0].op_type == "Add" and output not in outputs:
+    if uses(proto)[output] == 1 and readers and readers[0].op_type == "Add":
         adder = readers[0]
         place = 1 if adder.input[0] == output else 0
         if known.get(adder.input[place], np.zeros(0)).shape == bias.shape:

@@ -53,7 +53,7 @@ class Outputs:
             else self._layer.rows(after)[places]
         )
         rows = self.judge if held_out else self.fitted
-        rows.add(seen, targets[places] - self._bias)
+        rows.add(seen, targets[places] - np.broadcast_to(self._bias, targets.shape)[places])
 
 
 class Channels:

@@ -317,9 +317,8 @@ def _slice(node: Node) -> None:
 
 def _resize(node: Node) -> None:
     before, after, axes = node.shape(0), node.out_shape(), node.axes()
-    by_sizes = len(node.proto.input) > 3 and bool(node.name(3))
-    if by_sizes:
-        target = _target(node, 3)
+    if node.name(3):
+        target = None if node.attribute("axes") else _target(node, 3)
         fixed = target is None or any(
             axis is not None and target[i] is None for i, axis in enumerate(axes)
         )
@@ -339,7 +338,8 @@ def _shape(node: Node) -> None:
     read = list(range(len(axes)))[slice(node.attribute("start", 0), node.attribute("end"))]
     readers = node.trace.readers.get(node.proto.output[0], [])
     picked = [_picked(reader, node.trace.constants, read) for reader in readers]
-    fixed = {axis for axes_read in picked for axis in axes_read}
+    shown = read if node.proto.output[0] in node.trace.outputs else []
+    fixed = {axis for axes_read in (shown, *picked) for axis in axes_read}
     node.pin(*(axes[i] for i in sorted(fixed)), why="its number of channels is computed with")
 
 
@@ -349,8 +349,10 @@ def _picked(reader: Any, constants: Mapping[str, Array], lengths: list[int]) -> 
     known = [np.ravel(value) for value in given if value is not None]
     if reader.op_type == "Gather" and known:
         return [lengths[int(i)] for i in known[0]]
-    if reader.op_type == "Slice" and len(known) == len(given):
-        return lengths[int(known[0][0]) : int(known[1][0])]
+    if reader.op_type == "Slice" and len(known) == len(given) >= 2:
+        one = np.array([1])
+        start, end, _, step = (int(value[0]) for value in (*known, one, one)[:4])
+        return lengths[start:end:step]
     return lengths
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from optimize.passes.graph import uses
 from optimize.passes.pruning.channels import Axes
 from optimize.passes.pruning.graph import (
     Array,
@@ -71,7 +71,7 @@ class _Cutter:
         self._proto, self._found, self._shapes, self._keep = proto, found, shapes, keep
         self._constants = constants(proto)
         self._producers = {name: node for node in proto.graph.node for name in node.output}
-        self._times = Counter(name for node in proto.graph.node for name in node.input)
+        self._times = uses(proto)
 
     def cut(self) -> None:
         nodes: list[Any] = []
@@ -92,7 +92,7 @@ class _Cutter:
         array = self._constants[name]
         for axis, place in enumerate(places):
             array = array if place is None else np.take(array, place, axis)
-        # A weight that several nodes use is cut for each of them by itself.
+        # What others read too, in a branch or as an output, is cut for this node by itself.
         own = name if self._times[name] == 1 else f"{name}.{index}"
         put(self._proto, own, array)
         node.input[position] = own

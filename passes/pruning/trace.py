@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,8 +22,9 @@ class Trace:
         channels: the labels.
         axes: labels of each computed tensor, an entry an axis; tensors without labels are left out.
         uses: labels of constants, by the place where they are used.
-        readers: positions of the nodes that read a tensor.
+        readers: the nodes that read a tensor, by themselves or in a branch.
         producers: the node that computes a tensor.
+        outputs: names of the graph's.
         opset: version of the default operator set.
     """
 
@@ -31,6 +32,7 @@ class Trace:
     shapes: Shapes
     readers: Mapping[str, list[Any]]
     producers: Mapping[str, Any]
+    outputs: Collection[str]
     opset: int
     channels: Channels = field(default_factory=Channels)
     axes: dict[str, Axes] = field(default_factory=dict)

@@ -26,7 +26,7 @@ _MOVES = frozenset(
         "Concat Gather MaxPool Identity"
     ).split()
 )
-_MOST_LAYERS = 96
+MOST_LAYERS = 96
 _CHECKED = 8
 # onnxruntime's optimizer that quantizes float weights between quantized tensors: a layer that was
 # put back to float would be quantized again while it is loaded.
@@ -59,6 +59,7 @@ def rank(
     without: Callable[[str], Any],
     layers: Sequence[str],
     samples: Dataset,
+    most: int,
 ) -> list[Layer]:
     """Rank layers by what leaving each of them in float recovers, best first.
 
@@ -68,11 +69,12 @@ def rank(
         without: gives the quantized model with one layer, by name, in float.
         layers: names of the quantized layers.
         samples: inputs to compare outputs on.
+        most: how many to rank, the slowest.
     """
     samples = samples.take(range(min(_CHECKED, len(samples))))
     true = _outputs(reference, samples)
     times = float_times(reference, samples, layers)
-    chosen = sorted(layers, key=lambda name: -times[name])[:_MOST_LAYERS]
+    chosen = sorted(layers, key=lambda name: -times[name])[:most]
     total = sum(times.values()) or 1.0
     error = output_error(_outputs(full.SerializeToString(), samples), true)
     ranked = [

@@ -12,7 +12,7 @@ from typing import Any
 
 from optimize.errors import NotApplicable, first_cause
 from optimize.models.data import Dataset
-from optimize.models.model import FILE_NAME, Model
+from optimize.models.model import FILE_NAME, Model, graphs
 from optimize.passes.base import Context
 from optimize.passes.files import load_proto, needs_side_file
 from optimize.passes.quantizers.ranges import Method, activation_ranges
@@ -81,6 +81,8 @@ def quantize(
             "MatMulConstBOnly": True,
             "ActivationSymmetric": scheme.symmetric,
             "OpTypesToExcludeOutputQuantization": _float_outputs(scheme.ops),
+            # It would remove a ReLU before a quantized tensor, though a branch reads it.
+            "QDQKeepRemovableActivations": len([*graphs(proto.graph)]) > 1,
         },
     )
     quantizer.quantize_model()

@@ -133,13 +133,18 @@ class Batches:
             else torch.from_numpy(np.array(arrays[indices[0]]))
             for name, arrays in self.data.inputs.items()
         }
+        return Batch(indices, inputs, self._labels(indices))
+
+    def _labels(self, indices: list[int]) -> Any:
+        """Numbers as torch takes them: it lacks some of numpy's integers, and one byte order."""
+        import torch
+
         labels = self.data.labels
-        usable = labels is not None and labels.dtype.kind in "iufb"
-        return Batch(
-            indices,
-            inputs,
-            torch.from_numpy(labels[indices]) if labels is not None and usable else None,
-        )
+        if labels is None or labels.dtype.kind not in "iufb":
+            return None
+        whole = labels.dtype.kind in "iu"
+        native = np.dtype(np.int64) if whole else labels.dtype.newbyteorder("=")
+        return torch.from_numpy(labels[indices].astype(native))
 
 
 def _by_shape(data: Dataset, indices: Sequence[int]) -> dict[tuple[Any, ...], list[int]]:

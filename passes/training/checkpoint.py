@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from optimize.passes.base import Context
+from optimize.processes.locks import lock
 
 NAME = "distill.pt"
 _UNFINISHED = "unfinished"
@@ -36,11 +37,26 @@ def checkpoint_folder(context: Context, *parts: str) -> Iterator[Path]:
     _sweep(root)
     text = "|".join([*parts, lessons.digest, str(context.seed)])
     folder = root / hashlib.sha256(text.encode()).hexdigest()[:32]
+    with _held(folder):
+        (folder / _UNFINISHED).unlink(missing_ok=True)
+        yield folder
+        if not is_unfinished(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Make a folder, and keep others from clearing it away meanwhile, where there are locks."""
+    descriptor = None
     folder.mkdir(exist_ok=True)
-    (folder / _UNFINISHED).unlink(missing_ok=True)
-    yield folder
-    if not is_unfinished(folder):
-        shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        while (descriptor := lock(folder, shared=True, wait=True)) is None:
+            folder.mkdir(exist_ok=True)  # it was just cleared away
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def leave_unfinished(folder: Path) -> None:
@@ -64,8 +80,10 @@ def _sweep(root: Path) -> None:
     """Remove what nobody has gone on with for a long time."""
     for folder in root.glob("*"):
         with contextlib.suppress(OSError):
-            if time.time() - folder.stat().st_mtime > _FORGOTTEN_S:
-                shutil.rmtree(folder)
+            forgotten = time.time() - folder.stat().st_mtime > _FORGOTTEN_S
+            if forgotten and (descriptor := lock(folder)) is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                os.close(descriptor)
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:

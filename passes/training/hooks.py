@@ -120,13 +120,19 @@ def run_hook(
 def build_student(reference: str, teacher: Any, batches: Batches) -> Any:
     """Call a student factory, ``file.py:factory``, and hold the module against the teacher.
 
+    What it draws at random follows the batches' seed.
+
     Raises:
         InputError: the file cannot be loaded.
         PassFailed: the factory raised, or its module does not fit.
     """
+    import torch
+
     factory = load_function(reference, "--student")
     try:
-        student = call(factory, f"--student {reference}")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(batches.seed)
+            student = call(factory, f"--student {reference}")
     except InputError as error:
         raise PassFailed(str(error)) from error
     check_student(student, teacher, next(batches.validation()), f"--student {reference} returned")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from optimize.errors import InputError, NotApplicable
+from optimize.passes.pruning.graph import Array
+from optimize.passes.pruning.masks import least, least_of_four
 
 Pattern = Literal["unstructured", "2:4"]
 _NOTE = "masks leave every shape as it is: runtimes without sparse kernels gain nothing from them"
@@ -22,7 +25,8 @@ def mask_module(
         module: a ``torch.nn.Module``.
         pattern: ``unstructured``, or ``2:4``: two of every four neighbours along the inputs.
         ratio: share of zeros, for ``unstructured``; 0 is exact.
-        scope: ``layer`` or ``global``: whether weights are ranked in their layer or over all.
+        scope: ``layer`` or ``global``: whether weights are ranked in their layer or over all, each
+            relative to its layer's root mean square.
 
     Raises:
         InputError: the ratio is out of range.
@@ -34,41 +38,25 @@ def mask_module(
         raise InputError(f"prune: ratio={ratio:g} must be at least 0 and below 1")
     masked = copy.deepcopy(module)
     kinds = (torch.nn.modules.conv._ConvNd, torch.nn.Linear)
-    weights = [part.weight for part in masked.modules() if isinstance(part, kinds)]
-    if pattern == "2:4":
-        weights = [weight for weight in weights if weight[0].numel() % 4 == 0]
-    if not weights:
+    axes = {p.weight: _input_axis(p) for p in masked.modules() if isinstance(p, kinds)}
+    arrays = [weight.detach().double().numpy() for weight in axes]
+    masks: Sequence[Array | None] = (
+        [least_of_four(array, axis) for array, axis in zip(arrays, axes.values(), strict=True)]
+        if pattern == "2:4"
+        else least(arrays, ratio, scope == "global")
+    )
+    found = {w: mask for w, mask in zip(axes, masks, strict=True) if mask is not None}
+    if not found:
         raise NotApplicable("the model has no weight of a convolution or linear layer to mask")
     with torch.no_grad():
-        threshold = None
-        if pattern == "unstructured" and scope == "global":
-            threshold = _threshold(torch.cat([w.abs().flatten() for w in weights]), ratio)
-        for weight in weights:
-            weight.mul_(
-                _two_of_four(weight) if pattern == "2:4" else _largest(weight, ratio, threshold)
-            )
-        zeros = sum(int((weight == 0).sum()) for weight in weights)
-    total = sum(weight.numel() for weight in weights)
+        for weight, mask in found.items():
+            weight.masked_fill_(torch.from_numpy(mask), 0)
+        zeros = sum(int((weight == 0).sum()) for weight in found)
+    total = sum(weight.numel() for weight in found)
     note = f"{zeros:,} of {total:,} weights are zero ({zeros / total:.0%}), pattern {pattern}"
     return masked, (note, _NOTE)
 
 
-def _threshold(magnitudes: Any, ratio: float) -> Any:
-    """The largest magnitude that is set to zero, below 0 at ratio 0."""
-    count = round(ratio * len(magnitudes))
-    return magnitudes.sort().values[count - 1] if count else magnitudes.new_tensor(-1.0)
-
-
-def _largest(weight: Any, ratio: float, threshold: Any) -> Any:
-    magnitudes = weight.abs()
-    limit = _threshold(magnitudes.flatten(), ratio) if threshold is None else threshold
-    return magnitudes > limit
-
-
-def _two_of_four(weight: Any) -> Any:
-    import torch
-
-    groups = weight.abs().reshape(weight.shape[0], -1, 4)
-    mask = torch.zeros_like(groups)
-    mask.scatter_(2, groups.topk(2, dim=2).indices, 1.0)
-    return mask.reshape(weight.shape)
+def _input_axis(part: Any) -> int:
+    """Which axis of a layer's weight its inputs are on."""
+    return 0 if getattr(part, "transposed", False) else 1

@@ -24,7 +24,8 @@ def batch_norms(module: Any) -> list[Any]:
 def recalibrate(module: Any, batches: Iterable[Batch], samples: int = SAMPLES) -> bool:
     """Replace running means and variances, in place, by their plain averages over real batches.
 
-    All else runs as in evaluation. Batches of one sample are left out: they have no variance.
+    All else runs as in evaluation. A norm keeps what it had where it never sees more than one value
+    a channel, which has no variance: one row of features, for example, but not one image.
 
     Args:
         module: any module; without batch normalization nothing happens.
@@ -32,7 +33,7 @@ def recalibrate(module: Any, batches: Iterable[Batch], samples: int = SAMPLES) -
         samples: how many to see at most.
 
     Returns:
-        Whether statistics were replaced.
+        Whether any statistics were replaced.
     """
     import torch
 
@@ -40,20 +41,26 @@ def recalibrate(module: Any, batches: Iterable[Batch], samples: int = SAMPLES) -
     if not norms:
         return False
     momenta = [norm.momentum for norm in norms]
+    hooks = [norm.register_forward_pre_hook(_learn_if_able, with_kwargs=True) for norm in norms]
     seen = 0
     module.eval()
     for norm in norms:
-        norm.reset_running_stats()
+        norm.num_batches_tracked.zero_()  # the first batch replaces what there is
         norm.momentum = None  # torch's sign for the plain average
-        norm.train()
     with torch.no_grad():
         for batch in batches:
-            if len(batch) > 1:
-                module(*batch.args)
-                seen += len(batch)
+            module(*batch.args)
+            seen += len(batch)
             if seen >= samples:
                 break
-    for norm, momentum in zip(norms, momenta, strict=True):
+    for norm, momentum, hook in zip(norms, momenta, hooks, strict=True):
         norm.momentum = momentum
+        hook.remove()
         norm.eval()
-    return seen > 0
+    return any(bool(norm.num_batches_tracked) for norm in norms)
+
+
+def _learn_if_able(norm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Let a norm take statistics of this input, if it has any."""
+    (given,) = (*args, *kwargs.values())
+    norm.train(given.numel() > given.shape[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,14 +56,15 @@ class DistillOptions:
 
     def __post_init__(self) -> None:
         """Reject what cannot be meant."""
+        length = self.steps or self.epochs
         checks = {
-            "epochs or steps must be positive": (self.steps or self.epochs) > 0,
-            "temperature must be positive": self.temperature > 0,
+            "epochs or steps must be positive and finite": 0 < length < math.inf,
+            "temperature must be positive and finite": 0 < self.temperature < math.inf,
             "alpha must lie between 0 and 1": 0 <= self.alpha <= 1,
-            "lr must be positive": self.lr > 0,
+            "lr must be positive and finite": 0 < self.lr < math.inf,
             "warmup must lie between 0 and 1": 0 <= self.warmup < 1,
             "evaluations must be at least 1": self.evaluations >= 1,
-            "features must not be negative": self.features >= 0,
+            "features must be at least 0 and finite": 0 <= self.features < math.inf,
         }
         for text, holds in checks.items():
             if not holds:

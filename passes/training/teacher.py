@@ -45,17 +45,17 @@ class Teacher:
         if known is not None:
             return known
         outputs = self.compute(batch)
-        if len(batch) > 0 and all(len(value) == len(batch) for value in outputs.values()):
+        if outputs and all(len(value) == len(batch) for value in outputs.values()):
             self._remember(batch, outputs)
         return outputs
 
     def compute(self, batch: Batch) -> dict[str, Any]:
-        """Run the module."""
+        """Run the module; one number for the whole batch, as a loss is, tells of no sample."""
         import torch
 
         with torch.no_grad():
             outputs = named_outputs(self.module(*batch.args))
-        return {name: v.float() for name, v in outputs.items() if v.is_floating_point()}
+        return {name: v.float() for name, v in outputs.items() if v.ndim and v.is_floating_point()}
 
     def _known(self, batch: Batch) -> dict[str, Any] | None:
         import torch

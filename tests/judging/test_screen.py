@@ -342,6 +342,20 @@ def test_only_who_is_chosen_is_evaluated_on_all_samples(screen: Screen) -> None:
 
 
 @pytest.mark.usefixtures("in_parts")
+def test_who_is_behind_the_chosen_one_anyway_is_skipped(screen: Screen) -> None:
+    quick: Script = (1.0, 1.0, 2)  # cheap calls, which are timed to the end
+    chains = tuple(map(Chain.parse, ("fold,fuse,fp16", STATIC)))
+    target = Target({"variant-1": quick, "variant-2": (0.5, 0.5, 2)})
+    alone = LocalTarget().device().granted_cores  # so many threads that one is evaluated at a time
+    report = screen(target, chains=chains, threads=alone)
+    row = report.variant("fold,fuse,fp16")
+    assert row.accuracy is not None
+    assert row.accuracy.samples < report.data.evaluation_samples
+    assert row.status == "skipped"
+    assert row.reason.startswith(f"not evaluated to the end: {STATIC} is chosen before it; ")
+
+
+@pytest.mark.usefixtures("in_parts")
 def test_what_only_a_part_of_the_samples_shows_is_never_kept(
     screen: Screen, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
 
 from optimize.errors import NotApplicable
 from optimize.models.data import Dataset
@@ -54,6 +56,20 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Model]:
         dynamic_axes={"x": axes, "y": axes}, opset_version=17, dynamo=False,
     )  # fmt: skip
     return net, Model.read(path)
+
+
+def test_folded_weights_are_valid_where_old_files_list_weights_as_inputs(
+    digits_onnx: Path, digits_samples: Dataset, apply: Apply, tmp_path: Path
+) -> None:
+    proto = onnx.load(digits_onnx)
+    proto.ir_version = 3
+    proto.graph.input.extend(
+        helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in proto.graph.initializer
+    )
+    onnx.save(proto, tmp_path / "old.onnx")
+    result = apply("fuse", Model.read(tmp_path / "old.onnx"), digits_samples)
+    assert result.model.count("BatchNormalization") == 0
+    onnx.checker.check_model(onnx.load(result.model.path))
 
 
 @pytest.fixture(scope="module")

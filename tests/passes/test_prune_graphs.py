@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
@@ -223,6 +225,75 @@ def test_a_weight_that_two_layers_share_is_cut_for_each() -> None:
     got = run(shrink(proto, found, shapes, keep), feed)[0]
     np.testing.assert_allclose(got, run(reference, feed)[0], rtol=1e-4, atol=1e-5)
     assert not keep.all()
+
+
+def branch(builder: Builder, *nodes: Any) -> str:
+    """An If whose branches are equal: the last node's output is theirs."""
+    on = builder.weight(np.array(True))
+    result = [onnx.ValueInfoProto(name=nodes[-1].output[0])]
+    sides = {
+        f"{side}_branch": helper.make_graph(nodes, side, [], result) for side in ("then", "else")
+    }
+    return builder.node("If", [on], 0, **sides)
+
+
+def test_a_weight_that_a_branch_or_the_caller_reads_stays_whole_there() -> None:
+    b = Builder(np.random.default_rng(0))
+    pooled = b.node("Flatten", [b.node("GlobalAveragePool", ["image"], 3)], 3)
+    first, second = b.random(3, 8), b.random(8, 5)
+    hidden = b.unary(b.node("MatMul", [pooled, first], 8), "Relu")
+    product = b.node("MatMul", [hidden, second], 5)
+    most = branch(
+        b,
+        helper.make_node("MatMul", [pooled, first], ["inside"]),
+        helper.make_node("ReduceMax", ["inside"], ["most"], keepdims=0),
+    )
+    proto = plain(b.model(b.node("Add", [product, most], 5)))
+    proto.graph.output.append(helper.make_tensor_value_info(second, TensorProto.FLOAT, [8, 5]))
+    shapes = measured_shapes(proto, images())
+    found = dependencies(proto, shapes)
+    keep = choose(found, np.random.default_rng(3))
+    assert not keep.all()
+    reference, _ = masked(proto, found, keep)
+    feed = images().sample(0)
+    pairs = zip(run(shrink(proto, found, shapes, keep), feed), run(reference, feed), strict=True)
+    for got, want in pairs:
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def _by_output(b: Builder, shape: str) -> str:
+    return shape
+
+
+def _by_branch(b: Builder, shape: str) -> str:
+    return branch(b, helper.make_node("Identity", [shape], ["inside"]))
+
+
+def _backwards(b: Builder, shape: str) -> str:
+    ends = [b.weight(np.array([i], np.int64)) for i in (-1, -5, 0, -1)]
+    return b.node("Slice", [shape, *ends], 0)
+
+
+@pytest.mark.parametrize("read", [_by_output, _by_branch, _backwards])
+def test_a_number_of_channels_that_is_read_stays(read: Callable[[Builder, str], str]) -> None:
+    b = Builder(np.random.default_rng(0))
+    layer = b.conv("image", 8)
+    shown = read(b, b.node("Shape", [layer], 0))
+    proto = plain(b.model(b.mean_head(layer)))
+    proto.graph.output.append(helper.make_tensor_value_info(shown, TensorProto.INT64, None))
+    found = dependencies(proto, measured_shapes(proto, images()))
+    assert not found.groups
+    assert found.untouched[0] == "its number of channels is computed with"
+
+
+def test_a_resize_of_some_axes_keeps_what_it_reads() -> None:
+    b = Builder(np.random.default_rng(0))
+    sizes = b.weight(np.array([16, 16], np.int64))
+    layer = b.conv("image", 8)
+    larger = b.node("Resize", [layer, "", "", sizes], 8, axes=[2, 3], mode="nearest")
+    _, found = found_in(b, b.mean_head(larger))
+    assert not found.groups
+    assert found.untouched[0] == "Resize reads it"
 
 
 def attention(heads: int = 3, width: int = 4) -> Any:

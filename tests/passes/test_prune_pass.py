@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from shipped import FASHION
 
 from optimize.errors import InputError, NotApplicable
@@ -161,6 +161,116 @@ def test_channels_that_others_stand_in_for_cost_nothing(
     assert sorted(shapes(result.model).values()) == [(32, 64), (64,), (64, 32)]
 
 
+def hidden_half(
+    graph: GraphMaker, last: list[Any], more: dict[str, Any], rows: int | str = "n"
+) -> Model:
+    """``x`` to 64 features ``r``, the second half always 1, and what ``last`` makes of them."""
+    rng = np.random.default_rng(0)
+    weights = {
+        "w1": rng.standard_normal((16, 64)).astype(np.float32),
+        "b1": np.zeros(64, np.float32),
+        "w2": rng.standard_normal((64, 8)).astype(np.float32),
+    }
+    weights["w1"][:, 32:], weights["b1"][32:] = 0, 1
+    nodes = [
+        helper.make_node("Gemm", ["x", "w1", "b1"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        *last,
+    ]
+    given, made = ("float32", (rows, 16)), ("float32", (rows, 8))
+    return graph(nodes, {"x": given}, {"y": made}, weights | more)
+
+
+def features(rows: int) -> Dataset:
+    rng = np.random.default_rng(1)
+    return Dataset(
+        "features", {"x": [rng.standard_normal((rows, 16), np.float32) for _ in range(100)]}
+    )
+
+
+def test_what_is_added_in_place_of_a_bias_stays(
+    graph: GraphMaker, apply: Apply, outputs: Outputs
+) -> None:
+    """As torch.addmm(skip, r, w2) is exported."""
+    rng = np.random.default_rng(2)
+    last = [
+        helper.make_node("MatMul", ["x", "ws"], ["skip"]),
+        helper.make_node("Gemm", ["r", "w2", "skip"], ["y"], name="last"),
+    ]
+    model = hidden_half(graph, last, {"ws": rng.standard_normal((16, 8)).astype(np.float32)})
+    result = apply("prune{ratio=0.5}", model, features(1))
+    # What the channels that are always 1 gave is lost, a constant, as there is no bias to set.
+    gap = outputs(result.model, features(1)) - outputs(model, features(1))
+    np.testing.assert_allclose(gap, np.broadcast_to(gap[0], gap.shape), atol=1e-4)
+    assert any("computed bias): last" in note for note in result.notes)
+
+
+def test_a_bias_for_every_row_is_refitted(
+    graph: GraphMaker, apply: Apply, outputs: Outputs
+) -> None:
+    last = [helper.make_node("Gemm", ["r", "w2", "c"], ["y"])]
+    bias = np.random.default_rng(2).standard_normal((300, 8)).astype(np.float32)
+    model = hidden_half(graph, last, {"c": bias}, 300)
+    result = apply("prune{ratio=0.5}", model, features(300))
+    assert error(outputs(result.model, features(300)), outputs(model, features(300))) < 1e-6
+
+
+def test_a_branch_gets_the_refitted_bias_too(
+    graph: GraphMaker, apply: Apply, outputs: Outputs
+) -> None:
+    """It reads the product, and the sum of product and bias is read beside it."""
+    sides = {
+        f"{side}_branch": helper.make_graph(
+            [helper.make_node("Neg", ["m"], [side])], side, [], [onnx.ValueInfoProto(name=side)]
+        )
+        for side in ("then", "else")
+    }
+    last = [
+        helper.make_node("MatMul", ["r", "w2"], ["m"]),
+        helper.make_node("Add", ["m", "b2"], ["s"]),
+        helper.make_node("If", ["on"], ["z"], **sides),
+        helper.make_node("Mul", ["s", "z"], ["y"]),
+    ]
+    more = {"b2": np.ones(8, np.float32), "on": np.array(True)}
+    model = hidden_half(graph, last, more)
+    result = apply("prune{ratio=0.5}", model, features(1))
+    assert error(outputs(result.model, features(1)), outputs(model, features(1))) < 1e-6
+
+
+def test_a_part_of_a_shape_in_an_old_operator_set(graph: GraphMaker, apply: Apply) -> None:
+    """Before 10, Slice has attributes in place of inputs."""
+    last = [
+        helper.make_node("Shape", ["r"], ["shape"]),
+        helper.make_node("Slice", ["shape"], ["count"], starts=[0], ends=[1], axes=[0]),
+        helper.make_node("Concat", ["count", "rest"], ["target"], axis=0),
+        helper.make_node("Reshape", ["r", "target"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "w2"], ["y"]),
+    ]
+    model = hidden_half(graph, last, {"rest": np.array([-1], np.int64)})
+    proto = onnx.load(model.path)
+    proto.opset_import[0].version = 9
+    onnx.save(proto, model.path)
+    with pytest.raises(NotApplicable, match="its number of channels is computed with"):
+        apply("prune", Model.read(model.path), features(1))
+
+
+@pytest.mark.parametrize("text", ["prune{ratio=0.5}", "fp16"])
+def test_weights_that_old_files_list_as_inputs_are_constants(
+    text: str, graph: GraphMaker, rows: Dataset, apply: Apply, outputs: Outputs
+) -> None:
+    model, old = graph.linear(), graph.linear()
+    proto = onnx.load(old.path)
+    proto.ir_version = 3
+    proto.graph.input.extend(
+        helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in proto.graph.initializer
+    )
+    onnx.save(proto, old.path)
+    result = apply(text, Model.read(old.path), rows)
+    assert result.model.signature == model.signature
+    want = outputs(apply(text, model, rows).model, rows)
+    np.testing.assert_array_equal(outputs(result.model, rows), want)
+
+
 @pytest.mark.parametrize(
     ("text", "share"), [("kind=mask,ratio=0.5", 0.5), ("kind=mask,ratio=0.3,scope=global", 0.3)]
 )
@@ -197,8 +307,6 @@ def test_a_quantized_model_is_refused(
 
 
 def test_nothing_prunable_has_its_reasons(graph: GraphMaker, rows: Dataset, apply: Apply) -> None:
-    from onnx import helper
-
     model = graph(
         [helper.make_node("MatMul", ["x", "w"], ["y"], name="only")],
         {"x": ("float32", ("n", 64))}, {"y": ("float32", ("n", 8))},

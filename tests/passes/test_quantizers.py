@@ -286,6 +286,37 @@ def test_keep_counts_convolutions_with_biases_too(
     assert any("in float, by accuracy recovered per microsecond" in note for note in result.notes)
 
 
+@pytest.mark.parametrize("keep", [0, 1])
+def test_gemms_are_products_in_dynamic_mode_too(
+    graph: GraphMaker, rows: Dataset, apply: Apply, cosine: Cosine, outputs: Outputs, keep: int
+) -> None:
+    source = mlp(graph, gemm=True)
+    result = apply(f"int8{{mode=dynamic,keep={keep}}}", source, rows)
+    assert result.model.count("MatMulInteger") == 3 - keep
+    assert result.model.count("MatMul", "Gemm") == keep
+    assert result.notes[0] == f"Gemm quantized (3 nodes; {3 - keep} activations)"
+    assert cosine(outputs(result.model, rows), outputs(source, rows)) > 0.99
+
+
+def test_what_other_data_ranked_is_ranked_anew(
+    graph: GraphMaker, rows: Dataset, apply: Apply, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    model, folder = mlp(graph), tmp_path_factory.getbasetemp()
+    before = set(folder.glob("*ranking.json"))
+    for count in (24, 12, 24):
+        data = rows.take(range(count))
+        apply("int8{mode=static,ops=matmul,keep=1}", model, rows, calibration=data)
+    assert len(set(folder.glob("*ranking.json")) - before) == 2
+
+
+def test_as_many_layers_are_ranked_as_are_kept(
+    graph: GraphMaker, rows: Dataset, apply: Apply, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "MOST_LAYERS", 1)
+    result = apply("int8{mode=static,ops=matmul,keep=2}", mlp(graph, 4), rows)
+    assert result.notes[-1].count("layer") == 2
+
+
 @pytest.mark.parametrize("keep", [3, 9])
 def test_keeping_all_is_no_quantization(
     graph: GraphMaker, rows: Dataset, apply: Apply, keep: int
@@ -349,6 +380,34 @@ def test_a_restored_layer_behind_a_relu_does_not_read_what_the_relu_removes(
     proto = layers.restore(onnx.load(str(quantized.path)), onnx.load(str(source.path)), ["second"])
     onnx.save(proto, str(quantized.path))
     assert cosine(outputs(quantized, rows), outputs(source, rows)) > 0.999
+
+
+def test_a_branch_still_reads_what_a_relu_made(
+    graph: GraphMaker, rows: Dataset, apply: Apply, cosine: Cosine, outputs: Outputs
+) -> None:
+    """Quantizers drop the ReLU for its readers in the graph itself, which a branch is not in."""
+    sides = {
+        f"{side}_branch": helper.make_graph(
+            [helper.make_node("MatMul", ["r", "w2"], [side])],
+            side,
+            [],
+            [onnx.ValueInfoProto(name=side)],
+        )
+        for side in ("then", "else")
+    }
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["a"]),
+        helper.make_node("Relu", ["a"], ["r"]),
+        helper.make_node("ReduceMax", ["x"], ["most"], keepdims=0),
+        helper.make_node("Greater", ["most", "limit"], ["on"]),
+        helper.make_node("If", ["on"], ["y"], **sides),
+    ]
+    rng = np.random.default_rng(0)
+    weights = {name: rng.standard_normal((64, 64)).astype(np.float32) for name in ("w1", "w2")}
+    shape = ("float32", ("n", 64))
+    source = graph(nodes, {"x": shape}, {"y": shape}, weights | {"limit": np.float32(2)})
+    quantized = apply("int8{mode=static}", source, rows).model
+    assert cosine(outputs(quantized, rows), outputs(source, rows)) > 0.99
 
 
 def test_errors_are_relative_to_each_output() -> None:
@@ -428,6 +487,8 @@ def test_signed_activations_become_unsigned_with_equal_outputs(graph: GraphMaker
         ("int8{mode=static,engine=nncf,per=tensor}", "engine=nncf takes mode=static"),
         ("int8{mode=static,engine=nncf,keep=2}", "engine=nncf takes mode=static"),
         ("int8{mode=static,engine=neural-compressor,symmetric=true}", "takes mode=static"),
+        ("int8{mode=static,engine=neural-compressor,recover=distill}", "takes mode=static"),
+        ("int8{mode=static,engine=nncf,recover=distill}", "takes mode=static"),
         ("int8{mode=static,engine=tensorrt}", "tensorrt is unknown"),
     ],
 )

@@ -238,6 +238,11 @@ def test_alpha_is_checked(alpha: str) -> None:
         Chain.parse(f"smooth{{alpha={alpha}}}")
 
 
+def test_the_number_of_samples_is_checked() -> None:
+    with pytest.raises(InputError, match="smooth: samples=0 is not at least 1"):
+        Chain.parse("smooth{samples=0}")
+
+
 def test_it_says_why_it_does_not_apply(
     graph: GraphMaker, apply: Apply, digits_onnx: Path, digits_samples: Dataset
 ) -> None:

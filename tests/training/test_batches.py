@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -63,3 +64,13 @@ def test_samples_without_a_batch_axis_come_alone() -> None:
 def test_one_sample_is_too_few() -> None:
     with pytest.raises(InputError, match="needs two at least"):
         Batches(ragged([3]))
+
+
+@pytest.mark.parametrize("kind", ["u1", "u2", "u4", "u8", ">i4", ">f4"])
+def test_labels_of_any_number_type_are_trained_on(kind: str) -> None:
+    data = ragged([1] * 20)
+    labels = np.arange(20).astype(kind)
+    for batch in Batches(replace(data, labels=labels), 8).training(0):
+        assert batch.labels.tolist() == list(batch.indices)
+        assert int(batch.labels.max()) == max(batch.indices)
+        assert batch.labels.is_floating_point() == (kind == ">f4")

@@ -19,6 +19,7 @@ import pytest
 from optimize.errors import InputError, PassFailed
 from optimize.models.data import Dataset
 from optimize.passes.base import Context
+from optimize.passes.chain import Chain
 from optimize.passes.training.batches import Batches
 from optimize.passes.training.checkpoint import checkpoint_folder
 from optimize.passes.training.distill import distill, schedule
@@ -26,6 +27,7 @@ from optimize.passes.training.mask import mask_module
 from optimize.passes.training.norms import recalibrate
 from optimize.passes.training.options import DistillOptions, Progress
 from optimize.passes.training.prune import prune_module
+from optimize.processes.locks import lock
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -154,6 +156,27 @@ class TestOutputs:
         with pytest.raises(InputError, match=r"no output to compare: .*output \(\d+, 3\)"):
             distill(nn.Linear(8, 4), Heads("tensor"), rows, SHORT)
 
+    def test_one_number_for_the_whole_batch_is_left_out(
+        self, mlp: Make, rows: Batches, tmp_path: Path
+    ) -> None:
+        class WithMean(nn.Module):
+            def __init__(self, net: Any, alone: bool) -> None:
+                super().__init__()
+                self.net, self.alone = net, alone
+
+            def forward(self, x: Any) -> Any:
+                scores = self.net(x)
+                mean = {"mean": scores.mean()}
+                return mean if self.alone else {"scores": scores, **mean}
+
+        def run(alone: bool) -> str:
+            pair = (WithMean(mlp(16, seed), alone) for seed in (1, 0))
+            return distill(*pair, rows, SHORT, None, tmp_path)[1][0]
+
+        assert run(alone=False) == "compared scores (logits)"
+        with pytest.raises(InputError, match="no output to compare"):
+            run(alone=True)
+
     def test_alpha_needs_labels(self, rows: Batches) -> None:
         blind = Batches(replace(rows.data, labels=None), 32)
         with pytest.raises(InputError, match="alpha needs labels"):
@@ -181,6 +204,11 @@ class TestFailures:
         with pytest.raises(InputError, match="distill:"):
             DistillOptions(**options)
 
+    @pytest.mark.parametrize("option", ["epochs=nan", "epochs=inf", "lr=nan", "features=-1"])
+    def test_options_of_the_pass(self, option: str) -> None:
+        with pytest.raises(InputError, match=f"distill: {option.partition('=')[0]}"):
+            Chain.parse(f"distill{{{option}}}")
+
 
 class TestTime:
     def test_the_deadline_gives_the_best_so_far_and_a_later_call_goes_on(
@@ -207,6 +235,12 @@ class TestTime:
             with checkpoint_folder(context, "a student of its teacher") as folder:
                 distill(mlp(4, 1), mlp(16, 0), rows, SHORT, None, folder, deadline)
             assert len(list(root.glob("*/distill.pt"))) == left
+
+    def test_nobody_clears_away_what_is_being_trained(self, rows: Batches, tmp_path: Path) -> None:
+        context = Context(tmp_path / "own", rows.data, rows.data, checkpoints=tmp_path / "root")
+        with checkpoint_folder(context, "a student of its teacher") as folder:
+            assert lock(folder) is None
+        assert not folder.exists()
 
     def test_other_options_begin_anew(self, mlp: Make, rows: Batches, tmp_path: Path) -> None:
         distill(mlp(4, 1), mlp(16, 0), rows, SHORT, None, tmp_path, time.monotonic())
@@ -301,6 +335,25 @@ class TestNorms:
         np.testing.assert_allclose(norm.running_var, spread, rtol=1e-4)
         assert norm.momentum == 0.0
         assert not norm.training
+
+    def test_single_images_have_statistics(self) -> None:
+        rng = np.random.default_rng(0)
+        values = (3 + 2 * rng.standard_normal((50, 4, 6, 6))).astype(np.float32)
+        batches = Batches(Dataset("images", {"x": [v[None] for v in values]}, None, True), 1)
+        norm = nn.BatchNorm2d(4)
+        assert recalibrate(norm, batches.training(0))
+        seen = np.concatenate([b.inputs["x"].numpy() for b in batches.training(0)], dtype=float)
+        np.testing.assert_allclose(norm.running_mean, seen.mean((0, 2, 3)), rtol=1e-4)
+        spread = seen.var((2, 3), ddof=1).mean(0)
+        np.testing.assert_allclose(norm.running_var, spread, rtol=1e-4)
+
+    def test_what_never_sees_two_values_keeps_its_statistics(self, rows: Batches) -> None:
+        norm = nn.BatchNorm1d(8)
+        norm.running_mean.fill_(2.0)
+        norm.running_var.fill_(5.0)
+        assert not recalibrate(norm, replace(rows, size=1).training(0))
+        assert bool((norm.running_mean == 2).all())
+        assert bool((norm.running_var == 5).all())
 
     def test_without_norms_nothing_happens(self, mlp: Make, rows: Batches) -> None:
         assert not recalibrate(mlp(), rows.training(0))

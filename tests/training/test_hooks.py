@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,17 @@ def test_a_hook_from_a_file_trains_the_student(
     assert after < before / 4
     assert notes == ("trained by the hook train",)
     assert torch.equal(student[0].weight, mlp(16, 1)[0].weight)  # the hook had a copy
+
+
+def test_a_student_is_drawn_by_the_seed(mlp: Make, rows: Batches, tmp_path: Path) -> None:
+    file = tmp_path / "students.py"
+    file.write_text("import torch\ndef small():\n    return torch.nn.Linear(8, 3)\n")
+    torch.manual_seed(7)
+    first, again, other = (
+        build_student(f"{file}:small", mlp(), replace(rows, seed=seed)).weight for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
 def raising(student: Any, teacher: Any, batches: Batches, context: HookContext) -> Any:

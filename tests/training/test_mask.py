@@ -29,7 +29,7 @@ def test_the_smallest_of_each_layer_go(ratio: float, seed: int) -> None:
     masked, _ = mask_module(net, ratio=ratio)
     for before, after in zip(weights(net), weights(masked), strict=True):
         gone = after == 0
-        assert gone.sum() == round(ratio * before.size)
+        assert gone.sum() == int(ratio * before.size)
         assert np.array_equal(after[~gone], before[~gone])
         assert np.abs(before[gone]).max(initial=0) <= np.abs(before[~gone]).min()
 
@@ -47,6 +47,22 @@ def test_two_of_every_four_inputs_go() -> None:
         assert (gone <= kept).all()
     assert np.array_equal(before[2], after[2])  # three inputs are no four
     assert any("gain nothing" in note for note in notes)
+
+
+def test_fours_lie_along_the_inputs_of_a_convolution() -> None:
+    net = nn.Sequential(nn.Conv2d(8, 4, 3), nn.ConvTranspose2d(4, 6, 3))
+    masked, _ = mask_module(net, "2:4")
+    for layer, axis in ((masked[0], 1), (masked[1], 0)):
+        rows = np.moveaxis(layer.weight.detach().numpy(), axis, -1)
+        assert ((rows.reshape(*rows.shape[:-1], -1, 4) != 0).sum(-1) == 2).all()
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_of_equal_weights_only_the_share_goes(scope: str) -> None:
+    net = nn.Linear(8, 8)
+    nn.init.ones_(net.weight)
+    masked, _ = mask_module(net, ratio=0.25, scope=scope)
+    assert int((masked.weight == 0).sum()) == 16
 
 
 def test_global_ranking_and_ratio_zero(fashion: Any) -> None:
