@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from rich.text import Text
 
-from optimize.budgets.accuracy import METRICS
 from optimize.budgets.budget import format_bytes, format_share
+from optimize.commands.table import STYLES, fitting
+from optimize.reports.view import View
 from optimize.results.choose import NOISE, frontier
 from optimize.results.output import REPORT
-from optimize.results.report import AccuracyReport, LatencyReport, Report, Result, VariantReport
+from optimize.results.report import Report, Result, VariantReport
 
 if TYPE_CHECKING:
     from optimize.profiling.doctor import Examination
 
-_STYLES = {
-    "kept": "green",
-    "too_slow": "yellow",
-    "too_large": "yellow",
-    "inaccurate": "yellow",
-    "undecided": "magenta",
-    "failed": "red",
-    "skipped": "dim",
-}
 WATCHED = ("cpu_stall_us", "involuntary_switches", "major_faults", "steal_ticks", "throttled")
 PLAIN_EVERY_S = 10.0
 SHOWN_TRIALS = 5
@@ -104,7 +94,7 @@ def show(result: Result, console: Console) -> None:
     """Print the table and the answer."""
     report = result.report
     rows = shown(report)
-    console.print(_table(report, rows), soft_wrap=not console.is_terminal)
+    console.print(fitting(report, rows, console), soft_wrap=not console.is_terminal)
     more = len(report.variants) - len(rows)
     if more:
         where = f"in {result.folder / REPORT}" if result.folder else "with --json"
@@ -114,12 +104,12 @@ def show(result: Result, console: Console) -> None:
         console.print(
             Text.assemble(
                 (f"{variant.chain}: ", "bold"),
-                (variant.reason, _STYLES[variant.status]),
+                (variant.reason, STYLES[variant.status]),
                 _explanation(variant, variant.chain == report.chosen),
             ),
             soft_wrap=True,
         )
-    front = frontier(report.variants, _better_up(report))
+    front = frontier(report.variants, View(report).higher_is_better)
     if len(front) > 1:
         points = (
             f"{v.chain} ({v.speedup or 1:.2f}x, {v.accuracy.value:.4f})"
@@ -137,14 +127,9 @@ def show(result: Result, console: Console) -> None:
 
 def shown(report: Report) -> list[VariantReport]:
     """All rows of the plan; of a search's trials, the chosen one and some of the frontier's."""
-    front = frontier(report.variants, _better_up(report))
+    front = frontier(report.variants, View(report).higher_is_better)
     best = [v.chain for v in front if v.trial and v.status == "kept"][:SHOWN_TRIALS]
     return [v for v in report.variants if not v.trial or v.chain in (*best, report.chosen)]
-
-
-def _better_up(report: Report) -> bool:
-    metric = METRICS.get(report.floor.metric) if report.floor else None
-    return metric is None or metric.higher_is_better
 
 
 def _explanation(variant: VariantReport, chosen: bool) -> str:
@@ -165,6 +150,7 @@ def show_examination(examination: Examination, console: Console) -> None:
     memory = format_bytes(device.memory_bytes) if device.memory_bytes else "unknown"
     step, cost = examination.timer_ns
     low, high = examination.ratio_low, examination.ratio_high
+    disturbed = examination.disturbed
     lines = [
         ("device", f"{device.cpu} ({device.architecture}), {device.os}, {memory} of memory"),
         ("cores", f"{device.granted_cores} granted of {device.cores}"),
@@ -172,7 +158,7 @@ def show_examination(examination: Examination, console: Console) -> None:
         ("providers", ", ".join(examination.providers)),
         ("clock", f"steps of {step:.0f} ns, {cost:.0f} ns a reading"),
         ("fixed work", f"its p99 is {examination.canary_spread:.2f}x its median"),
-        ("disturbed", f"{examination.disturbed:.0%} of the blocks"),
+        ("disturbed", "unknown" if disturbed is None else f"{disturbed:.0%} of the blocks"),
         *(("", f"{count}x {reason}") for reason, count in examination.reasons),
     ]
     missing = sorted(set(WATCHED) - set(examination.watched))
@@ -238,66 +224,3 @@ def _ratio(speedup: float) -> str:
     if abs(speedup - 1) <= NOISE:
         return f", no faster than the source ({speedup:.2f}x is within noise)"
     return f", {speedup:.2f}x as fast as the source"
-
-
-def _table(report: Report, rows: Sequence[VariantReport]) -> Table:
-    metric = next((v.accuracy.metric for v in report.variants if v.accuracy), "accuracy")
-    table = Table(title=None, box=None, pad_edge=False, header_style="bold")
-    columns = (
-        "variant",
-        "status",
-        "p50 ms",
-        "p95 ms",
-        "p99 ms",
-        "99% bounds",
-        "n",
-        "speed",
-        metric,
-        "interval",
-        "change",
-        "size",
-    )
-    bounds = f"{format_share(report.settings.confidence)} bounds"
-    for name in columns:
-        text = name in ("variant", "status")
-        table.add_column(
-            bounds if name == "99% bounds" else name,
-            justify="left" if text else "right",
-            no_wrap=not text,
-            overflow="fold",
-        )
-    for variant in rows:
-        table.add_row(
-            *_cells(variant, variant.chain == report.chosen),
-            style="bold" if variant.chain == report.chosen else None,
-        )
-    return table
-
-
-def _cells(variant: VariantReport, chosen: bool) -> list[Text]:
-    mark = "➜ " if chosen else "  "
-    size = format_bytes(variant.size_bytes) if variant.size_bytes else ""
-    speed = f"{variant.speedup:.2f}x" if variant.speedup else ""
-    cells = [*_latency(variant.latency), speed, *_accuracy(variant.accuracy), size]
-    status = Text(variant.status, style=_STYLES[variant.status])
-    return [Text(mark + variant.chain), status, *map(Text, cells)]
-
-
-def _latency(latency: LatencyReport | None) -> list[str]:
-    if latency is None:
-        return [""] * 5
-    bounds = [
-        f"{b:.3g}" if b is not None else "?" for b in (latency.p99_lower_ms, latency.p99_upper_ms)
-    ]
-    values = (latency.p50_ms, latency.p95_ms, latency.p99_ms)
-    return [*(f"{v:.4g}" for v in values), " – ".join(bounds), str(latency.samples)]
-
-
-def _accuracy(accuracy: AccuracyReport | None) -> list[str]:
-    if accuracy is None:
-        return [""] * 3
-    return [
-        f"{accuracy.value:.4f}",
-        f"{accuracy.low:.4f} – {accuracy.high:.4f}",
-        f"{accuracy.change:+.4f}",
-    ]
