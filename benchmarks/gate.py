@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from optimize.results.report import EXIT_KEPT, EXIT_NONE
+from optimize.errors import EXIT_KEPT, EXIT_NONE
 
 FASHION = Path(__file__).resolve().parents[1] / "examples" / "fashion"
 PROBE_LAYERS = 100

@@ -69,6 +69,12 @@ class Profile:
         # The guard absorbs rounding such as 0.95 * 100 = 95.00000000000001.
         return float(ordered[max(0, math.ceil(share * ordered.size - 1e-9) - 1)])
 
+    @property
+    def computed_ns(self) -> float:
+        """The median of what is computed in a call, without what comes before and after it."""
+        computed = [block.parts_ns.get("compute", block.samples_ns) for block in self.blocks]
+        return float(np.median(np.concatenate(computed)))
+
 
 def _joined(blocks: tuple[Block, ...]) -> NDArray[np.int64]:
     return np.concatenate([np.empty(0, np.int64), *(block.samples_ns for block in blocks)])

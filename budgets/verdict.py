@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +15,7 @@ from optimize.budgets.profile import Profile
 from optimize.budgets.sequential import Decision, TailTest, variance_inflation
 
 Status = Literal["kept", "too_slow", "too_large", "inaccurate", "undecided", "failed", "skipped"]
+MOST_DIGITS = 17  # tell any two numbers apart
 MIN_CLEAN_CALLS = 3  # one slow call is never a verdict, whatever the budget
 # No disturbance explains a variant whose fastest tenth of calls takes twice the limit.
 HOPELESS_SHARE, HOPELESS_FACTOR, HOPELESS_CALLS = 0.1, 2.0, 20
@@ -185,7 +187,8 @@ def _misses(
             misses.append(("too_slow", f"{item.budget.quantity} exceeds: {item.sentence}"))
     for budget, have in _amounts(profile, size_bytes, requirement):
         if have is not None and have > budget.limit:
-            misses.append(("too_large", f"{budget.amount(have)} exceeds {budget}"))
+            shown, _ = told_apart(have, budget.limit, budget.amount)
+            misses.append(("too_large", f"{shown} exceeds {budget}"))
     return misses
 
 
@@ -243,5 +246,20 @@ def _praise(
 
 
 def _floor_sentence(accuracy: Accuracy, floor: Floor, verb: str) -> str:
+    value, limit = floor_texts(accuracy, floor)
+    return f"{accuracy.metric} {value} {verb} the floor {limit}"
+
+
+def floor_texts(accuracy: Accuracy, floor: Floor) -> tuple[str, str]:
+    """The metric and the floor that it is held against, which read alike only if they are."""
     limit = accuracy.limit(floor)
-    return f"{accuracy.metric} {accuracy.value:.4f} {verb} the floor {limit:.4f}"
+    value = accuracy.value if accuracy.room(floor) else limit
+    return told_apart(value, limit, lambda number, digits: f"{number:.{digits}f}")
+
+
+def told_apart(one: float, two: float, show: Callable[[float, int], str]) -> tuple[str, str]:
+    """Two numbers with four digits, or with as many as show that they differ."""
+    digits = 4
+    while one != two and show(one, digits) == show(two, digits) and digits < MOST_DIGITS:
+        digits += 1
+    return show(one, digits), show(two, digits)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from optimize.budgets.accuracy import METRICS
 from optimize.reports.samples import Timings
+from optimize.results.choose import may_lead, on_front
 from optimize.results.report import (
     AccuracyReport,
     BudgetReport,
     LatencyReport,
     Report,
     VariantReport,
+    higher_is_better,
 )
 from optimize.targets.base import Device
 
@@ -67,8 +68,9 @@ class View:
     Attributes:
         quantity: the percentile that is plotted: the first one with a budget, else p99.
         limit_ms: its budget; None if it has none.
-        floor: the least (of an error, the most) accuracy that a variant may have; None if there
-            is no floor, or none that can be told.
+        floor: where the floor is drawn, the least (of an error, the most) accuracy that a variant
+            may have; None if there is no floor, or none that can be told. A row that was judged on
+            a part of the samples had another one: see :attr:`AccuracyReport.judged`.
         focus: the variant that the page is about: the chosen one, else the nearest miss, else the
             first one that was measured; None if nothing was.
     """
@@ -94,26 +96,30 @@ class View:
     @property
     def metric(self) -> str:
         """The name of the metric."""
-        found = (v.accuracy.metric for v in self.report.variants if v.accuracy)
-        return next(found, self.report.floor.metric if self.report.floor else "accuracy")
+        if self._accuracy:
+            return self._accuracy.metric
+        return self.report.floor.metric if self.report.floor else "accuracy"
 
     @property
     def higher_is_better(self) -> bool:
-        """Whether more of the metric is better; a user's own metric says so by definition."""
-        known = METRICS.get(self.metric)
-        return known.higher_is_better if known else True
+        """Whether more of the metric is better."""
+        first = self._accuracy
+        return first.judged.higher_is_better if first else higher_is_better(self.metric)
 
     @property
     def floor(self) -> float | None:
         """See the class."""
-        floor = self.report.floor
-        if floor is None or floor.kind == "absolute":
-            return None if floor is None else floor.value
-        source = next((v.accuracy.source_value for v in self.report.variants if v.accuracy), None)
-        if source is None:
+        floor, first = self.report.floor, self._accuracy
+        if floor is None:
             return None
-        drop = floor.value * (abs(source) if floor.kind == "relative" else 1.0)
-        return source - drop if self.higher_is_better else source + drop
+        if first is None:
+            return floor.value if floor.kind == "absolute" else None
+        return first.judged.limit(floor.declared)
+
+    @property
+    def _accuracy(self) -> AccuracyReport | None:
+        """The first row's that has one: the source's, unless it was not evaluated."""
+        return next((v.accuracy for v in self.report.variants if v.accuracy), None)
 
     @property
     def source(self) -> VariantReport | None:
@@ -148,11 +154,9 @@ class View:
             for index, variant in enumerate(self.report.variants)
             if variant.latency and variant.accuracy
         ]
-        sound = [point for point in found if point.variant.status != "failed"]
-        front = {p.index for p in sound if not any(self._beats(other, p) for other in sound)}
-        return tuple(
-            Point(p.index, p.variant, p.latency, p.accuracy, p.index in front) for p in found
-        )
+        places = {p.index: self._place(p) for p in found if may_lead(p.variant)}
+        front = {index for index, place in places.items() if on_front(place, places.values())}
+        return tuple(replace(point, on_front=point.index in front) for point in found)
 
     def _beside_source(self, accuracy: AccuracyReport) -> Interval:
         """Its accuracy as far from the source's as on the samples that both were evaluated on."""
@@ -160,12 +164,10 @@ class View:
         moved = source.value - accuracy.source_value if source else 0.0
         return Interval(accuracy.value + moved, accuracy.low + moved, accuracy.high + moved)
 
-    def _beats(self, one: Point, other: Point) -> bool:
-        """Whether ``one`` is nowhere worse than ``other`` and somewhere better."""
-        sign = 1 if self.higher_is_better else -1
-        gain = sign * (one.accuracy.value - other.accuracy.value)
-        saving = other.latency.value - one.latency.value
-        return gain >= 0 and saving >= 0 and (gain > 0 or saving > 0)
+    def _place(self, point: Point) -> tuple[float, float]:
+        """Where it is drawn, as a front takes it: less is better in both."""
+        value = point.accuracy.value
+        return point.latency.value, -value if self.higher_is_better else value
 
     def stages(self) -> tuple[Stage, ...]:
         """The chosen chain pass by pass, the source first; empty if that was not measured."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from optimize.budgets.budget import format_bytes, format_ns, format_share
+from optimize.budgets.verdict import floor_texts
 from optimize.reports.view import Interval, View, percentile
 from optimize.results.choose import NOISE
 from optimize.results.report import BudgetReport, VariantReport
@@ -170,7 +171,7 @@ def interval_words(interval: Interval) -> str:
 
 
 def _accuracy(view: View, variant: VariantReport) -> Iterator[Fact]:
-    accuracy, floor = variant.accuracy, view.floor
+    accuracy, floor = variant.accuracy, view.report.floor
     if accuracy is None:
         return
     spread = f"between {accuracy.low:.4f} and {accuracy.high:.4f}, {accuracy.samples} samples"
@@ -178,17 +179,18 @@ def _accuracy(view: View, variant: VariantReport) -> Iterator[Fact]:
     if floor is None:
         yield Fact(accuracy.metric, f"{accuracy.value:.4f}", "plain", change, (spread,))
         return
-    sign = 1 if view.higher_is_better else -1
-    room = sign * (accuracy.value - floor)
-    worse = accuracy.low if view.higher_is_better else accuracy.high
-    firm = sign * (worse - floor) >= 0
-    margin = f"{abs(room):.4f} {'better' if room >= 0 else 'worse'} than the floor {floor:.4f}"
-    how = "" if firm or room < 0 else "the interval reaches beyond the floor"
-    state: State = "good" if room >= 0 else "bad"
-    if variant.status == "undecided" and not firm and view.report.settings.strict_floor:
-        state = "open"
+    # By the very rule that the verdict was reached by, on the samples that it was reached on.
+    judged, promise = accuracy.judged, floor.declared
+    room, (value, limit) = judged.room(promise), floor_texts(judged, promise)
+    gap = f"{abs(room):.{len(value.partition('.')[2])}f}"
+    margin = f"{gap} {'better' if room >= 0 else 'worse'} than the floor {limit}"
+    open_ended = judged.meets(promise, strict=True) is None
+    wide = room >= 0 and open_ended and not (judged.provisional or judged.few)
+    how = "the interval reaches beyond the floor" if wide else ""
+    met = judged.meets(promise, view.report.settings.strict_floor)
+    state: State = "open" if met is None else "good" if met else "bad"
     details = tuple(filter(None, (spread, change, how)))
-    yield Fact(accuracy.metric, f"{accuracy.value:.4f}", state, margin, details)
+    yield Fact(accuracy.metric, value, state, margin, details)
 
 
 def _speedup(view: View, variant: VariantReport) -> Iterator[Fact]:

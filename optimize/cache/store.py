@@ -1,10 +1,10 @@
 """A content-addressed store on disk: what was made once is found again by what it was made of.
 
-``FOLDER/v1`` holds ``entries/KEY/``, ``work/`` (one locked folder for each process that writes)
-and ``locks/`` (one file for each key that is being built). An entry appears by one rename, so it is
-there whole or not at all. Nothing is synced to the disk: every file is compared with its digest
-when it is read, so a write that a power cut lost is a damaged entry, which is built again. See
-docs/decisions/0008-cache.md.
+``FOLDER/v1`` holds ``entries/KEY/``, ``work/`` (one locked folder for each process that writes),
+``locks/`` (one file for each key that is being built) and ``training/``. An entry appears by one
+rename, so it is there whole or not at all. Nothing is synced to the disk: every file is compared
+with its digest when it is read, so a write that a power cut lost is a damaged entry, which is built
+again. See docs/decisions/0008-cache.md.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from optimize.errors import InputError, OptimizeError
 from optimize.processes.locks import lock
 
 LAYOUT = "v1"
-TRAINING = "training"  # beside the layout: checkpoints of training that was cut short
+TRAINING = f"{LAYOUT}/training"  # checkpoints, a folder for each training that was cut short
 DEFAULT_LIMIT = 20 * 10**9
 TURN_S = 0.1  # between two attempts to get a turn
 _KEY = re.compile("[0-9a-f]{64}")
@@ -64,11 +64,12 @@ class Sizes(NamedTuple):
 
 
 class Cleared(NamedTuple):
-    """What was removed, and how many entries stayed because a process uses them."""
+    """What was removed, unfinished trainings too, and how many stayed as a process uses them."""
 
     entries: int
     size_bytes: int
     in_use: int
+    trainings: int = 0
 
 
 class Stopped(OptimizeError):
@@ -290,19 +291,21 @@ class Store:
         return Sizes(len(entries), sum(entry.size_bytes for entry in entries), self._limit)
 
     def clear(self) -> Cleared:
-        """Remove every entry that no process uses, damaged ones among them.
+        """Remove every entry and every checkpoint that no process uses, damaged ones among them.
 
         Raises:
             InputError: the store cannot be written.
         """
         sizes = {entry.key: entry.size_bytes for entry in self.entries()}
-        paths = _listed(self._entries)
+        paths, trainings = _listed(self._entries), _listed(self.folder / TRAINING)
         try:
             gone = [path.name for path in paths if self._evict(path)]
+            ended = [path for path in trainings if self._evict(path)]
         except OSError as error:
             raise InputError(f"cache not cleared: {_why(error)} ({self.folder})") from error
         size = sum(sizes.get(name, 0) for name in gone)
-        return Cleared(len(gone), size, len(paths) - len(gone))
+        in_use = len(paths) - len(gone) + len(trainings) - len(ended)
+        return Cleared(len(gone), size, in_use, len(ended))
 
     def close(self) -> None:
         """Give back all that this process holds."""

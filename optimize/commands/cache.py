@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -46,13 +45,14 @@ def size_command(cache: Folder = None) -> None:
 def clear_command(cache: Folder = None) -> None:
     """Remove every entry that no run is using, and what unfinished training has left."""
     from optimize.budgets.budget import format_bytes
-    from optimize.cache.store import TRAINING
 
     with _open(cache) as store:
         cleared = store.clear()
-        shutil.rmtree(store.folder / TRAINING, ignore_errors=True)
+    removed = f"{_entries(cleared.entries)}, {format_bytes(cleared.size_bytes)}"
+    ended = cleared.trainings
+    trained = f", and {ended} unfinished training{'' if ended == 1 else 's'}" if ended else ""
     kept = f"; {cleared.in_use} in use by a run left" if cleared.in_use else ""
-    typer.echo(f"removed {_entries(cleared.entries)}, {format_bytes(cleared.size_bytes)}{kept}")
+    typer.echo(f"removed {removed}{trained}{kept}")
 
 
 def _open(cache: str | None) -> Store:

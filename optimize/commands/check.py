@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from optimize.commands.options import Cache, NoCache, Quiet, Verbose
-from optimize.commands.terminal import EXIT_USAGE, observed, table_console
+from optimize.commands.terminal import observed, table_console
+from optimize.errors import EXIT_USAGE
 
 if TYPE_CHECKING:
     from optimize.gate.check import Asked, Checked

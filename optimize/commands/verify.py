@@ -16,6 +16,7 @@ from optimize.commands.options import (
     Quiet,
     Threads,
     TimeLimit,
+    TrustPickle,
     Verbose,
 )
 from optimize.commands.terminal import finish, observed
@@ -28,6 +29,7 @@ def verify_command(
     metric: MetricName = None,
     threads: Threads = None,
     time_limit: TimeLimit = "10m",
+    trust_pickle: TrustPickle = False,
     cache: Cache = None,
     no_cache: NoCache = False,
     json: Json = False,
@@ -41,7 +43,7 @@ def verify_command(
     limit = parse_duration(time_limit)
     overrides = Overrides(
         source, data, metric, threads, limit,
-        unlimited=limit is None, cache=cache_folder(cache, no_cache),
+        unlimited=limit is None, trust_pickle=trust_pickle, cache=cache_folder(cache, no_cache),
     )  # fmt: skip
     with observed(json or quiet, verbose) as observer:
         result = verify(Path(folder), overrides, observer)

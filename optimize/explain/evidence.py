@@ -44,7 +44,7 @@ class GraphFacts:
     Attributes:
         op_counts: nodes of each operator type, as :attr:`optimize.models.model.Model.op_counts`.
         weight_bytes: bytes of the weights of each element type, in numpy's names.
-        zeros: share of zeros among the elements of all large weights; None if not counted.
+        zeros: share of zeros among the elements of large float weights; None if not counted.
         grouped: convolutions with more than one group, depthwise ones included.
         hidden_weights: products whose weights come out of nodes, though they are constant, as
             ``(product, node)`` with their number: quantizers do not see these weights.
@@ -107,23 +107,17 @@ class Evidence:
 
     Attributes:
         kernels: every row of the profile, not the slowest only. The profiler's own cost is in it.
-        p50_ns, p99_ns: of the part of a call that the runtime computes, timed without the profiler.
-        config: further session options, as pairs.
+        p50_ns: of the part of a call that the runtime computes, timed without the profiler.
         session, overhead: None where they were not taken.
-        notes: what the passes said.
     """
 
     kernels: tuple[Kernel, ...]
     p50_ns: float
-    p99_ns: float
-    size_bytes: int
     graph: GraphFacts
     session: SessionFacts | None = None
     overhead: Overhead | None = None
     runtime: str = "onnxruntime"
     threads: int = 1
-    config: tuple[tuple[str, str], ...] = ()
-    notes: tuple[str, ...] = ()
 
 
 def kernels(rows: Iterable[Mapping[str, Any]]) -> tuple[Kernel, ...]:

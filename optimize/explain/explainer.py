@@ -27,9 +27,9 @@ class Subject:
         model: its artefact.
         runtime, threads: how it was served.
         operators: all rows of its operator profile.
-        p50_ns, p99_ns: of the computed part of a call.
-        notes: what its passes said.
+        p50_ns: of the computed part of a call.
         lost: whether its accuracy fell, so that the layers to blame are wanted.
+        before: what its layers are compared with; None if its tensors can be with nothing.
     """
 
     model: Model
@@ -37,9 +37,8 @@ class Subject:
     threads: int
     operators: tuple[Mapping[str, Any], ...]
     p50_ns: float
-    p99_ns: float
-    notes: tuple[str, ...] = ()
     lost: bool = False
+    before: Model | None = None
 
 
 class Explainer:
@@ -58,7 +57,6 @@ class Explainer:
         """
         self._child = child
         self._isa = isa
-        self._origin = source
         self._samples = samples.take(range(min(LAYER_SAMPLES, len(samples))))
         self._overhead = self._try(call_overhead, source.threads)
         self._source = self._evidence(source)
@@ -66,8 +64,8 @@ class Explainer:
     def explain(self, subject: Subject) -> tuple[str, ...]:
         """What keeps the variant from being faster, and where its accuracy went."""
         sentences = list(why_not_faster(self._evidence(subject), self._source, self._isa))
-        if subject.lost and subject.model.format == "onnx":
-            losses = self._try(worst_layers, self._origin.model, subject.model, self._samples)
+        if subject.lost and subject.before and subject.model.format == "onnx":
+            losses = self._try(worst_layers, subject.before, subject.model, self._samples)
             if losses:
                 sentences.append(f"largest losses at {'; '.join(map(str, losses))}")
         return tuple(sentences)
@@ -82,15 +80,11 @@ class Explainer:
         return Evidence(
             kernels=kernels(subject.operators),
             p50_ns=subject.p50_ns,
-            p99_ns=subject.p99_ns,
-            size_bytes=model.size_bytes,
             graph=graph or GraphFacts(),
             session=session,
             overhead=overhead if subject.runtime == DEFAULT_RUNTIME else None,
             runtime=subject.runtime,
             threads=subject.threads,
-            config=model.config,
-            notes=subject.notes,
         )
 
     def _try(self, function: Any, *args: Any) -> Any:

@@ -18,6 +18,7 @@ from typing import Any
 from optimize.errors import InputError, first_cause
 from optimize.explain.evidence import (
     FLOAT_PRODUCTS,
+    INTEGER_PRODUCTS,
     GraphFacts,
     Overhead,
     SessionFacts,
@@ -28,6 +29,9 @@ from optimize.worker import session_options
 
 _READ_MOST = 2**31 - 2**26  # weights beyond that are not read just to count their zeros
 _COUNTED = 1024  # elements: smaller tensors are biases and scales, whose zeros mean nothing
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+_RECURRENT = ("LSTM", "GRU", "RNN")  # which multiply by two weights
+_STORES = ("Cast", "Identity", "Transpose", "QuantizeLinear", "DequantizeLinear")
 
 
 def graph_facts(model: Model) -> GraphFacts:
@@ -48,7 +52,7 @@ def graph_facts(model: Model) -> GraphFacts:
     return GraphFacts(
         op_counts=model.op_counts,
         weight_bytes=tuple(sorted(sizes.items())),
-        zeros=_zeros(graph.weights) if readable else None,
+        zeros=_zeros(graph) if readable else None,
         grouped=sum(graph.attribute(node, "group", 1) > 1 for node in graph.nodes),
         hidden_weights=tuple(sorted(hidden.items())),
     )
@@ -143,17 +147,31 @@ def _bytes(tensor: Any) -> int:
     return int(math.prod(tensor.dims) * size)
 
 
-def _zeros(weights: Iterable[Any]) -> float:
+def _zeros(graph: Graph) -> float:
+    """The share among floats that products multiply: a mask's zeros cost no product anything."""
     import numpy as np
     from onnx import numpy_helper
 
     elements = zeros = 0
-    for tensor in weights:
-        if math.prod(tensor.dims) >= _COUNTED and tensor.data_type != 8:  # no strings
+    operands = _operands(graph)
+    for tensor in graph.weights:
+        known = tensor.name in operands and graph.type_of(tensor.name) in _FLOATS
+        if known and math.prod(tensor.dims) >= _COUNTED:
             array = numpy_helper.to_array(tensor)
             elements += array.size
             zeros += array.size - int(np.count_nonzero(array))
     return zeros / elements if elements else 0.0
+
+
+def _operands(graph: Graph) -> set[str]:
+    """What products multiply, and what that is made from where it is only stored otherwise."""
+    found: set[str] = set()
+    for node in reversed(graph.nodes):  # readers come first
+        if node.op_type in FLOAT_PRODUCTS | INTEGER_PRODUCTS:
+            found.update(node.input[: 3 if node.op_type in _RECURRENT else 2])
+        elif node.op_type in _STORES and found & set(node.output):
+            found.update(node.input[:1])
+    return found
 
 
 def _nothing(nodes: int, threads: int, profiled: bool = False) -> Any:

@@ -25,6 +25,8 @@ from optimize.models.data import Array, Dataset
 from optimize.models.graph import Graph
 from optimize.models.model import FILE_NAME, Model
 from optimize.models.run import run_each
+from optimize.passes.base import Pass
+from optimize.passes.chain import SOURCE, Chain
 
 CLEAN_DB = 100.0  # float32 holds 24 bits, 144 dB; beyond this a tensor counts as unharmed
 LEAST_DROP_DB, LEAST_ADDED = 1.0, 1e-4
@@ -39,6 +41,37 @@ _MOVES = frozenset(
         "Unsqueeze Flatten Slice Concat Split Expand"
     ).split()
 )
+
+
+# Passes that write numbers in another format, and those that keep every number that they keep.
+# All others rescale, train or cut: their tensors may have a name in common, and no value.
+_FORMATS = frozenset(("fp16", "bf16", "int8"))
+_KEEPS_VALUES = _FORMATS | {"fold", "fuse", "session", "shapes"}
+
+
+def comparable(chain: Chain, models: Mapping[str, Model]) -> Model | None:
+    """What the layers of a chain can be compared with: the model before formats were changed.
+
+    Args:
+        chain: whose layers are to be blamed.
+        models: the artefacts at hand by chain, the source's among them.
+
+    Returns:
+        That model, or the source if all until then kept the tensors' values; None if neither.
+    """
+    names = [step.name for step in chain.passes]
+    last = max((i for i, name in enumerate(names) if name in _FORMATS), default=None)
+    if last is None or not _keeps_values(chain.passes[last:]):
+        return None
+    before = models.get(str(Chain(chain.passes[:last], chain.runtime)))
+    if before is None and _keeps_values(chain.passes[:last]):
+        before = models.get(SOURCE)
+    return before if before and before.format == "onnx" else None
+
+
+def _keeps_values(passes: Sequence[Pass]) -> bool:
+    trained = (getattr(step, "recover", "none") != "none" for step in passes)
+    return all(step.name in _KEEPS_VALUES for step in passes) and not any(trained)
 
 
 @dataclass(frozen=True)

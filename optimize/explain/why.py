@@ -301,10 +301,9 @@ def _same_products(case: _Case) -> Iterator[_Cause]:
     rest = {op: part for op, part in case.variant.parts.items() if op not in FLOAT_PRODUCTS}
     other = max(0.0, case.call_ns - products.ns)
     shown = f" ({named(rest)} above all)" if rest and other > 0.3 * case.call_ns else ""
-    alone = case.variant.evidence == case.source.evidence
     text = (
-        f"{named(case.variant.float_products)} run in float32{'' if alone else ' as in the source'}"
-        f" and take {case.share(products.ns)}; fusion can only gain on the other "
+        f"{named(case.variant.float_products)} run in float32 as in the source and take "
+        f"{case.share(products.ns)}; fusion can only gain on the other "
         f"{other / case.call_ns:.0%}{shown}"
     )
     yield _Cause(products.ns / HOPED, text)

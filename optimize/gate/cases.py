@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -186,6 +187,11 @@ def _out(
     chosen = folder / own if own else asked.folder
     if chosen is None or case.target is None:
         return chosen
+    if chosen.name in ("", ".."):
+        raise InputError(
+            f"models.{case.name}: out = {json.dumps(own)} has no name that "
+            f"@{case.target} could follow; name a folder of its own"
+        )
     return chosen.with_name(f"{chosen.name}@{case.target}")
 
 

@@ -8,7 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from optimize.errors import InputError, OptimizeError, first_cause
+from optimize.errors import (
+    EXIT_INTERNAL,
+    EXIT_INTERRUPTED,
+    EXIT_KEPT,
+    InputError,
+    OptimizeError,
+    first_cause,
+)
 from optimize.gate.against import FILE, find, hold_against
 from optimize.gate.cases import Case, Overrides, cases, gate, request
 from optimize.gate.config import Declared
@@ -25,7 +32,7 @@ from optimize.gate.outcome import (
 from optimize.observer import Observer
 from optimize.request import Request
 from optimize.results import output
-from optimize.results.report import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_KEPT, Result
+from optimize.results.report import Result
 from optimize.run.pipeline import run
 from optimize.targets.base import Target
 from optimize.targets.local import LocalTarget
@@ -88,9 +95,10 @@ def check(
         raise InputError(f"--against {asked.against} is no folder; name one with results in it")
     _refuse_shared_folders(declared, planned, asked)
     outcomes: list[Outcome] = []
+    alone = len({case.name for case in planned}) == 1
     for case in planned:
         named = _Named(observer, case.label)
-        outcome = _Checking(declared, asked, named, target, len(planned) == 1).of(case)
+        outcome = _Checking(declared, asked, named, target, alone).of(case)
         outcomes.append(outcome)
         done(outcome)
         if outcome.exit_code == EXIT_INTERRUPTED:
@@ -119,7 +127,7 @@ class _Named:
 
 @dataclass(frozen=True)
 class _Checking:
-    """How one case is carried out; ``alone`` if it is the only one."""
+    """How one case is carried out; ``alone`` if there is no other model."""
 
     declared: Declared
     asked: Asked
@@ -134,10 +142,8 @@ class _Checking:
         begun = time.monotonic()
         try:
             outcome = self._judged(case)
-        except InputError as error:
-            outcome = refused(case, str(error))
         except OptimizeError as error:
-            outcome = refused(case, str(error), EXIT_INTERNAL)
+            outcome = refused(case, str(error))
         except KeyboardInterrupt:
             outcome = refused(case, "interrupted", EXIT_INTERRUPTED)
         except Exception as error:  # noqa: BLE001  one case must not hide the others' results

@@ -9,22 +9,20 @@ from typing import Literal
 
 from optimize.budgets.budget import format_share
 from optimize.budgets.regression import Ratio
-from optimize.gate.against import Regression
-from optimize.gate.cases import Case
-from optimize.reports.command import without_paths
-from optimize.reports.view import View
-from optimize.reports.words import Fact, facts, headline
-from optimize.results.report import (
+from optimize.errors import (
     EXIT_INTERNAL,
     EXIT_INTERRUPTED,
     EXIT_KEPT,
     EXIT_NONE,
     EXIT_UNDECIDED,
     EXIT_USAGE,
-    Report,
-    Result,
-    VariantReport,
 )
+from optimize.gate.against import Regression
+from optimize.gate.cases import Case
+from optimize.reports.command import without_paths
+from optimize.reports.view import View
+from optimize.reports.words import Fact, facts, headline
+from optimize.results.report import Report, Result, VariantReport
 
 State = Literal["passed", "failed", "undecided", "error"]
 # The worst first. An input that cannot be used comes before all else, because it is for the user
@@ -99,8 +97,11 @@ _LONGER = "measure longer (time_limit), or on a quieter machine"
 def of_result(case: Case, result: Result) -> Outcome:
     """What a run has shown."""
     report = result.report
-    found = tuple(_clean(finding) for finding in _findings(case, report))
-    return Outcome(case, found, report.exit_code, report, result.folder, seconds=report.seconds)
+    kept, *promises = (_clean(finding) for finding in _findings(report))
+    # The run's own code says more than its finding; no promise may be worse than it.
+    code = worst([report.exit_code, *(_EXITS[promise.state] for promise in promises)])
+    found = (kept, *promises)
+    return Outcome(case, found, code, report, result.folder, seconds=report.seconds)
 
 
 def refused(case: Case, reason: str, code: int = EXIT_USAGE) -> Outcome:
@@ -166,7 +167,7 @@ def ratio_words(ratio: Ratio, *, ended: bool = False) -> str:
     return f"{ratio.value:.3f}x the baseline's time ({ends}, {ratio.chunks} chunks): {verdict}"
 
 
-def _findings(case: Case, report: Report) -> Iterator[Finding]:
+def _findings(report: Report) -> Iterator[Finding]:
     view = View(report)
     head = headline(view)
     states: dict[int, State] = {
@@ -179,16 +180,19 @@ def _findings(case: Case, report: Report) -> Iterator[Finding]:
     yield Finding("kept", kept, f"{name}{head.title}. {head.sentence}{miss}{notes}")
     known = {fact.label: fact for fact in facts(view)}
     for budget in report.budgets:
-        yield _promise(budget.text, known.get(budget.quantity))
+        yield _promise(budget.text, known.get(budget.quantity), kept)
     if report.floor:
-        yield _promise(f"floor {report.floor.text}", known.get(report.floor.metric))
+        yield _promise(f"floor {report.floor.text}", known.get(report.floor.metric), kept)
 
 
-def _promise(text: str, fact: Fact | None) -> Finding:
+def _promise(text: str, fact: Fact | None, kept: State) -> Finding:
     if fact is None:
         return Finding(text, "undecided", "it was not measured")
     words = "; ".join([f"{fact.value}, {fact.margin}", *fact.details])
-    return Finding(text, _STATES.get(fact.state, "undecided"), words)
+    state = _STATES.get(fact.state, "undecided")
+    if (state, kept) == ("failed", "undecided"):
+        state = "undecided"  # the nearest miss does not keep it, but another variant may
+    return Finding(text, state, words)
 
 
 def _clean(finding: Finding) -> Finding:

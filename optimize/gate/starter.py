@@ -55,7 +55,8 @@ def _lines(model: Path, written: Path, source: Source, device: Device) -> Iterat
     onnx = Model.read(source.path) if source.kind == "onnx" else None
     inputs = [spec.name for spec in onnx.signature.inputs] if onnx else []
     data = _data(model, inputs)
-    name = re.sub(r"[^A-Za-z0-9_-]+", "-", model.resolve().name.partition(".")[0]) or "model"
+    stem = model.resolve().name.partition(".")[0]
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-") or "model"
     yield f"# What `optimize check` judges. Paths are relative to the folder of {FILE}."
     yield ""
     yield "[defaults]"

@@ -31,7 +31,7 @@ class Examination:
         providers: onnxruntime's execution providers that are installed.
         timer_ns: smallest step of the clock, and what reading it costs.
         canary_spread: p99 over the median of a fixed piece of work.
-        disturbed: share of blocks that something disturbed.
+        disturbed: share of blocks that something disturbed; None if none was timed.
         reasons: what disturbed them, and how often.
         watched: counters that this platform has; what else could be watched is left out.
         ratio, ratio_low, ratio_high: the same model against itself, timed in turns.
@@ -42,7 +42,7 @@ class Examination:
     providers: tuple[str, ...]
     timer_ns: tuple[float, float]
     canary_spread: float
-    disturbed: float
+    disturbed: float | None
     reasons: tuple[tuple[str, int], ...]
     watched: tuple[str, ...]
     ratio: float | None
@@ -72,7 +72,7 @@ def examine(seconds: float, say: Callable[[str], None]) -> Examination:
         if block.disturbance:
             kind = re.split(r"\s*\d", block.disturbance)[0]  # without its figures
             reasons[kind] = reasons.get(kind, 0) + 1
-    disturbed = sum(reasons.values()) / max(1, len(blocks))
+    disturbed = sum(reasons.values()) / len(blocks) if blocks else None
     device = target.device()
     ratio, low, high = paired_ratio(one, two, 0.99)
     return Examination(
@@ -152,8 +152,10 @@ def _write_model(folder: Path) -> Path:
     return path
 
 
-def _advice(device: Device, spread: float, disturbed: float) -> list[str]:
+def _advice(device: Device, spread: float, disturbed: float | None) -> list[str]:
     advice = []
+    if disturbed is None:
+        advice.append("nothing was timed: give it more --seconds")
     governor = CPU_FREQUENCY_GOVERNOR
     if governor.is_file() and (now := governor.read_text().strip()) != "performance":
         advice.append(f"the frequency governor is {now}: set it to performance while measuring")
@@ -164,7 +166,7 @@ def _advice(device: Device, spread: float, disturbed: float) -> list[str]:
         )
     if not {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"} & set(device.isa):
         advice.append("no integer dot products: INT8 gains little here")
-    if disturbed > 0.2:
+    if disturbed and disturbed > 0.2:
         advice.append(
             "other work disturbs this machine: stop it, or pin it to cores that the service has not"
         )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Literal
 
 from optimize.budgets.budget import Budget, Floor
-from optimize.results.report import AccuracyReport, VariantReport
+from optimize.results.report import VariantReport
 
+Place = tuple[float, float]
 Objective = Literal["latency", "accuracy", "size"]
 # Medians timed in turns that are closer than this are not told apart on an ordinary machine.
 NOISE = 0.02
@@ -62,18 +63,29 @@ def _by_latency(
 def frontier(
     variants: Sequence[VariantReport], higher_is_better: bool = True
 ) -> list[VariantReport]:
-    """The measured variants that no faster one equals in accuracy, fastest first.
+    """The measured variants that no other beats in speed and accuracy, fastest first.
 
-    Speed is that against the source, as both were timed in turns; the source's own is 1.
+    Speed is that against the source, which is the first, as both were timed in turns.
     """
-    sign = 1.0 if higher_is_better else -1.0
-    measured = [(v, v.accuracy) for v in variants if v.latency and v.accuracy]
-    best, found = float("-inf"), []
-    for variant, accuracy in sorted(measured, key=lambda pair: -(pair[0].speedup or 1.0)):
-        if sign * accuracy.change > best:
-            best = sign * accuracy.change
-            found.append(variant)
-    return found
+    sign = -1.0 if higher_is_better else 1.0
+    found: list[tuple[Place, VariantReport]] = []
+    for variant in filter(may_lead, variants):
+        speed = 1.0 if variant is variants[0] else variant.speedup
+        if speed is not None and variant.accuracy:
+            found.append(((-speed, sign * variant.accuracy.change), variant))
+    places = [place for place, _ in found]
+    front = [pair for pair in found if on_front(pair[0], places)]
+    return [variant for _, variant in sorted(front, key=lambda pair: pair[0])]
+
+
+def may_lead(variant: VariantReport) -> bool:
+    """Whether a variant may be on a front: it runs, and both its coordinates are known."""
+    return bool(variant.latency and variant.accuracy) and variant.status != "failed"
+
+
+def on_front(place: Place, places: Iterable[Place]) -> bool:
+    """Whether no place is nowhere worse and somewhere better; less is better in both."""
+    return not any(p[0] <= place[0] and p[1] <= place[1] and p != place for p in places)
 
 
 def nearest_miss(
@@ -111,8 +123,8 @@ def _lacks(
             )
     accuracy = variant.accuracy
     if variant.status == "inaccurate" and accuracy and floor:
-        limit = _floor_value(accuracy, floor)
-        factor = 1 + abs(accuracy.value - limit) / max(abs(limit), 1e-12)
+        judged = accuracy.judged
+        factor = 1 + abs(judged.room(floor)) / max(abs(judged.limit(floor)), 1e-12)
         lacks.append(
             (
                 factor,
@@ -123,14 +135,6 @@ def _lacks(
     if not lacks and variant.status == "undecided" and variant.latency:
         lacks.append((1.0, variant.reason))
     return lacks
-
-
-def _floor_value(accuracy: AccuracyReport, floor: Floor) -> float:
-    """The value of the metric that a variant which misses the floor would have to reach."""
-    if floor.kind == "absolute":
-        return floor.value
-    drop = floor.value * (abs(accuracy.source_value) if floor.kind == "relative" else 1.0)
-    return accuracy.source_value + (drop if accuracy.change > 0 else -drop)
 
 
 def _measured(variant: VariantReport, budget: Budget) -> float | None:

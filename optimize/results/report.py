@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from optimize.budgets.accuracy import Accuracy
+from optimize.budgets.accuracy import METRICS, Accuracy
 from optimize.budgets.budget import PERCENTILES, Budget, Floor
 from optimize.budgets.profile import Profile, percentile_bounds, relative_samples
 from optimize.budgets.verdict import Status
@@ -21,8 +21,6 @@ from optimize.errors import InputError
 from optimize.targets.base import Device
 
 SCHEMA: Literal[1] = 1
-EXIT_KEPT, EXIT_NONE, EXIT_USAGE, EXIT_UNDECIDED = 0, 1, 2, 3
-EXIT_INTERNAL, EXIT_INTERRUPTED = 70, 130
 
 
 @dataclass(frozen=True)
@@ -151,6 +149,8 @@ class AccuracyReport:
     """The metric with its interval, and its paired change against the source.
 
     ``provisional`` if only the first part of the samples was evaluated: it decided nothing.
+    ``few`` if there were too few of them for the intervals to show anything.
+    ``higher_is_better`` says which way is up; earlier versions did not write it.
     """
 
     metric: str
@@ -163,12 +163,27 @@ class AccuracyReport:
     change_low: float
     change_high: float
     provisional: bool = False
+    few: bool = False
+    higher_is_better: bool | None = None
 
     @classmethod
     def of(cls, accuracy: Accuracy) -> AccuracyReport:
         """Take over the fields of a comparison."""
-        fields = cls.__dataclass_fields__
-        return cls(**{name: getattr(accuracy, name) for name in fields})
+        return cls(**vars(accuracy))
+
+    @property
+    def judged(self) -> Accuracy:
+        """The comparison, which knows whether a floor is met."""
+        up = self.higher_is_better
+        if up is None:
+            up = higher_is_better(self.metric)
+        return Accuracy(**{**vars(self), "higher_is_better": up})
+
+
+def higher_is_better(metric: str) -> bool:
+    """Which way is up, by a metric's name; a user's own metric goes up by definition."""
+    known = METRICS.get(metric)
+    return known is None or known.higher_is_better
 
 
 @dataclass(frozen=True)
@@ -283,6 +298,11 @@ class FloorReport:
     def of(cls, floor: Floor, metric: str) -> FloorReport:
         """Describe a floor on ``metric``."""
         return cls(str(floor), floor.kind, floor.value, metric)
+
+    @property
+    def declared(self) -> Floor:
+        """The floor itself."""
+        return Floor.parse(self.text)
 
 
 @dataclass(frozen=True)

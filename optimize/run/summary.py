@@ -11,7 +11,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from optimize.errors import first_cause
+from optimize.errors import (
+    EXIT_INTERNAL,
+    EXIT_INTERRUPTED,
+    EXIT_KEPT,
+    EXIT_NONE,
+    EXIT_UNDECIDED,
+    first_cause,
+)
 from optimize.installed import versions
 from optimize.models.model import Model
 from optimize.models.runtimes import find_runtime
@@ -22,11 +29,6 @@ from optimize.request import Request, spec_text
 from optimize.results import output
 from optimize.results.choose import nearest_miss
 from optimize.results.report import (
-    EXIT_INTERNAL,
-    EXIT_INTERRUPTED,
-    EXIT_KEPT,
-    EXIT_NONE,
-    EXIT_UNDECIDED,
     BudgetReport,
     DataReport,
     FloorReport,
@@ -73,7 +75,7 @@ def finish(state: RunState, error: BaseException | None) -> Result:
         extra = {**extra, SCRIPT: text.encode()}
     if error is not None and not isinstance(error, KeyboardInterrupt):
         extra["error.txt"] = "".join(traceback.format_exception(error)).encode()
-    path = output.write(folder, report.to_json(), manifest, artefact, extra)
+    path = output.write(folder, reports.shareable(report).to_json(), manifest, artefact, extra)
     return Result(report, folder, path, error)
 
 
@@ -210,8 +212,11 @@ def _arguments(request: Request, folder: Path) -> dict[str, Any]:
     def seen(text: str | None) -> str | None:
         if text is None:
             return None
-        file, colon, name = text.rpartition(":") if is_reference(text) else (text, "", "")
-        return os.path.relpath(file, folder.parent) + colon + name
+        named, colon, name = text.rpartition(":") if is_reference(text) else (text, "", "")
+        file = Path(named)
+        # Past links to folders, which "..", as verify follows it, does not lead back through.
+        real = file.parent.resolve() / file.name
+        return os.path.relpath(real, folder.resolve().parent) + colon + name
 
     metric = request.metric
     return {
@@ -220,7 +225,6 @@ def _arguments(request: Request, folder: Path) -> dict[str, Any]:
         "calibration": seen(request.calibration),
         "metric": seen(metric) if metric and is_reference(metric) else metric,
         "arch": seen(request.arch),
-        "trust_pickle": request.trust_pickle,
         "inputs": [spec_text(spec) for spec in request.inputs],
         "pre": seen(request.pre),
         "post": seen(request.post),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from optimize.budgets.accuracy import METRICS
 from optimize.budgets.budget import Budget, Floor
@@ -17,8 +16,9 @@ from optimize.models.source import detect
 from optimize.models.usercode import is_reference
 from optimize.observer import Observer
 from optimize.request import Request, parse_input
+from optimize.results.choose import Objective
 from optimize.results.output import MANIFEST, REPORT
-from optimize.results.report import AccuracyReport, Report, Result
+from optimize.results.report import Report, Result
 from optimize.run.pipeline import run
 from optimize.targets.base import Target
 from optimize.targets.local import LocalTarget
@@ -31,6 +31,7 @@ class Overrides:
 
     Attributes:
         unlimited: whether there is no time limit, whatever the folder says.
+        trust_pickle: whether the source may run code; a folder cannot say that of itself.
         cache: where the source's export may be kept; what is measured is measured again.
     """
 
@@ -40,7 +41,46 @@ class Overrides:
     threads: int | None = None
     time_limit_s: float | None = None
     unlimited: bool = False
+    trust_pickle: bool = False
     cache: Path | None = None
+
+
+@dataclass(frozen=True)
+class _Arguments:
+    """What was asked for; files are relative to the result folder's parent."""
+
+    model: str
+    data: str | None
+    calibration: str | None
+    metric: str | None
+    arch: str | None
+    inputs: tuple[str, ...]
+    pre: str | None
+    post: str | None
+    strict_floor: bool
+    max_samples: int
+    time_limit_s: float | None
+    objective: Objective
+    cpus: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """What a result folder says of itself, as far as a second verdict needs it."""
+
+    tool: Literal["tailfit"]
+    schema: Literal[1]
+    files: dict[str, str]
+    arguments: _Arguments
+    chain: str | None
+    runtime: str
+    threads: int
+    batch: int
+    seed: int
+    source_digest: str
+    data_digest: str
+    model: str | None = FILE_NAME
+    format: str | None = "onnx"
 
 
 def verify(
@@ -67,83 +107,90 @@ def verify(
     return replace(result, report=replace(result.report, notes=(*notes, *result.report.notes)))
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], Report]:
-    if not folder.is_dir():
-        raise InputError(f"{folder} is no folder; name one that optimize has written")
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files = manifest["files"]
-        if manifest["tool"] != "tailfit" or manifest["schema"] != 1:
-            raise KeyError("tool")
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(
-            f"{folder} holds no manifest.json of a result; name a result folder"
-        ) from None
-    for name, digest in files.items():
+def _read(folder: Path) -> tuple[_Manifest, Report]:
+    manifest = _read_manifest(folder)
+    for name, digest in {REPORT: "", **manifest.files}.items():
         file = folder / name
         inside = not Path(name).is_absolute() and ".." not in Path(name).parts
         if not inside or not file.is_file() or file_digest(file) != digest:
             raise InputError(f"{folder} is damaged: {name} is missing or was changed since")
-    if manifest["chain"] is None or manifest.get("model", FILE_NAME) not in files:
+    if manifest.chain is None or manifest.model not in manifest.files:
         raise InputError(f"{folder} holds no model: no variant was kept when it was made")
     report = Report.from_json((folder / REPORT).read_text(encoding="utf-8"))
     if not report.budgets:
         raise InputError(
             f"{folder} was made without a budget, so that there is nothing to verify; judge its "
-            f"model by optimize profile {folder / manifest['model']} --budget p99=20ms"
+            f"model by optimize profile {folder / manifest.model} --budget p99=20ms"
         )
     return manifest, report
 
 
-def _request(
-    folder: Path, manifest: dict[str, Any], report: Report, overrides: Overrides
-) -> Request:
-    arguments = _placed(manifest["arguments"], folder.resolve().parent)
-    _refuse_another_metric(folder, arguments["metric"], report, overrides)
-    source = Path(overrides.source or arguments["model"])
+def _read_manifest(folder: Path) -> _Manifest:
+    from pydantic import TypeAdapter, ValidationError
+
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder; name one that optimize has written")
+    try:
+        return TypeAdapter(_Manifest).validate_json((folder / MANIFEST).read_bytes())
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+    raise InputError(f"{folder} holds no {MANIFEST} of a result ({reason}); name a result folder")
+
+
+def _request(folder: Path, manifest: _Manifest, report: Report, overrides: Overrides) -> Request:
+    arguments = _placed(manifest.arguments, folder.resolve().parent)
+    _refuse_another_metric(folder, arguments.metric, report, overrides)
+    source = Path(overrides.source or arguments.model)
     if overrides.source and not source.exists():
         raise InputError(f"--source {source} does not exist")
     request = _as_it_was(folder, arguments, manifest, report, overrides)
-    unchanged = source.exists() and detect(source).digest == manifest["source_digest"]
+    unchanged = source.exists() and detect(source).digest == manifest.source_digest
     if overrides.source or unchanged:
         return replace(
             request,
             model=source,
             rivals=(folder,),
-            labels=("source", manifest["chain"]),
+            labels=("source", str(manifest.chain)),
             reference_only=True,
         )
-    if manifest.get("format", "onnx") != "onnx" or manifest["runtime"] != DEFAULT_RUNTIME:
+    if manifest.format != "onnx" or manifest.runtime != DEFAULT_RUNTIME:
         raise InputError(
-            f"{folder} is served by {manifest['runtime']} and compared with its source, "
+            f"{folder} is served by {manifest.runtime} and compared with its source, "
             f"and {source} is not here as it was; give --source"
         )
     floor = _absolute(request.floor, report, source)
-    return replace(request, labels=(manifest["chain"],), floor=floor)
+    return replace(request, labels=(str(manifest.chain),), floor=floor)
 
 
 def _refuse_another_metric(
     folder: Path, was: str | None, report: Report, overrides: Overrides
 ) -> None:
-    """Another file may hold the metric now, but not another metric."""
-    if not overrides.metric or overrides.metric == was:
-        return
-    if Path(overrides.metric.rpartition(":")[0]).name != _file_name(was):
-        judged = report.floor.metric if report.floor else "no metric"
+    """Another folder may hold the metric now, but not another metric."""
+    judged = report.floor.metric if report.floor else None
+    if overrides.metric and _name(overrides.metric) != _name(was or judged or ""):
         raise InputError(
-            f"{folder} was judged by {judged}; judge another metric with optimize profile"
+            f"{folder} was judged by {judged or 'no metric'}; "
+            "judge another metric with optimize profile"
         )
+
+
+def _name(metric: str) -> str:
+    """What tells metrics apart: of a user's own, the names of its file and function."""
+    return Path(metric).name if is_reference(metric) else metric
 
 
 def _as_it_was(
     folder: Path,
-    arguments: dict[str, Any],
-    manifest: dict[str, Any],
+    arguments: _Arguments,
+    manifest: _Manifest,
     report: Report,
     overrides: Overrides,
 ) -> Request:
     """The folder's model alone, asked what it was asked when it was made."""
-    data = overrides.data or arguments["data"]
+    data = overrides.data or arguments.data
     if data is not None:
         file = data.rpartition(":")[0] if is_reference(data) else data
         if not Path(file).exists():
@@ -151,59 +198,51 @@ def _as_it_was(
     return Request(
         model=folder / FILE_NAME,
         budgets=tuple(Budget.parse(budget.text) for budget in report.budgets),
-        floor=_floor(report),
+        floor=report.floor.declared if report.floor else None,
         data=data,
-        calibration=arguments["calibration"],
-        metric=overrides.metric or arguments["metric"],
-        objective=arguments["objective"],
-        threads=overrides.threads or manifest["threads"],
-        batch=manifest["batch"],
+        calibration=arguments.calibration,
+        metric=overrides.metric or arguments.metric,
+        objective=arguments.objective,
+        threads=manifest.threads if overrides.threads is None else overrides.threads,
+        batch=manifest.batch,
         confidence=report.settings.confidence,
         time_limit_s=_time_limit(overrides, arguments),
         cpus=_cpus(arguments),
-        inputs=tuple(map(parse_input, arguments["inputs"])),
-        arch=arguments["arch"],
-        trust_pickle=arguments["trust_pickle"],
-        seed=manifest["seed"],
-        strict_floor=arguments["strict_floor"],
-        max_samples=arguments["max_samples"],
-        pre=arguments["pre"],
-        post=arguments["post"],
+        inputs=tuple(map(parse_input, arguments.inputs)),
+        arch=arguments.arch,
+        trust_pickle=overrides.trust_pickle,
+        seed=manifest.seed,
+        strict_floor=arguments.strict_floor,
+        max_samples=arguments.max_samples,
+        pre=arguments.pre,
+        post=arguments.post,
         as_is=True,
         cache=overrides.cache,
         records=False,
     )
 
 
-def _time_limit(overrides: Overrides, arguments: dict[str, Any]) -> float | None:
+def _time_limit(overrides: Overrides, arguments: _Arguments) -> float | None:
     if overrides.unlimited:
         return None
-    limit: float | None = overrides.time_limit_s or arguments["time_limit_s"]
-    return limit
+    own = overrides.time_limit_s
+    return arguments.time_limit_s if own is None else own
 
 
-def _cpus(arguments: dict[str, Any]) -> tuple[int, ...] | None:
+def _cpus(arguments: _Arguments) -> tuple[int, ...] | None:
     """The cores that were asked for, if they are granted here, too."""
-    asked = tuple(arguments.get("cpus") or ())
+    asked = arguments.cpus or ()
     return asked if asked and set(asked) <= set(granted_cpus()) else None
 
 
-def _placed(arguments: dict[str, Any], parent: Path) -> dict[str, Any]:
+def _placed(arguments: _Arguments, parent: Path) -> _Arguments:
     """Make the manifest's files, which are relative to the result folder's parent, reachable."""
-    placed = dict(arguments)
+    placed = {}
     for name in ("model", "data", "calibration", "metric", "arch", "pre", "post"):
-        text = arguments[name]
+        text: str | None = getattr(arguments, name)
         if text is not None and not (name == "metric" and text in METRICS):
             placed[name] = str(parent / text)
-    return placed
-
-
-def _file_name(reference: str | None) -> str:
-    return Path((reference or "").rpartition(":")[0]).name
-
-
-def _floor(report: Report) -> Floor | None:
-    return Floor.parse(report.floor.text) if report.floor else None
+    return replace(arguments, **placed)  # type: ignore[arg-type]  # names of texts
 
 
 def _absolute(floor: Floor | None, report: Report, source: Path) -> Floor | None:
@@ -216,17 +255,10 @@ def _absolute(floor: Floor | None, report: Report, source: Path) -> Floor | None
     row = report.variant(report.chosen) if report.chosen else None
     if floor is None or floor.kind == "absolute" or row is None or row.accuracy is None:
         return floor
-    return Floor("absolute", _limit(row.accuracy, floor, metric), metric)
+    return Floor("absolute", row.accuracy.judged.limit(floor), metric)
 
 
-def _limit(accuracy: AccuracyReport, floor: Floor, metric: str) -> float:
-    value = accuracy.source_value
-    drop = floor.value * (abs(value) if floor.kind == "relative" else 1.0)
-    known = METRICS.get(metric)
-    return value - drop if known is None or known.higher_is_better else value + drop
-
-
-def _differences(manifest: dict[str, Any], then: Report, now: Report, target: Target) -> list[str]:
+def _differences(manifest: _Manifest, then: Report, now: Report, target: Target) -> list[str]:
     """What is not as it was when the folder was made."""
     notes = []
     device = target.device()
@@ -238,10 +270,10 @@ def _differences(manifest: dict[str, Any], then: Report, now: Report, target: Ta
         new = versions().get(name)
         if new != old:
             notes.append(f"{name} was {old}, here it is {new or 'missing'}")
-    asked = manifest["arguments"].get("cpus")
-    if asked and _cpus(manifest["arguments"]) is None:
+    asked = manifest.arguments.cpus
+    if asked and _cpus(manifest.arguments) is None:
         cores = ",".join(map(str, asked))
         notes.append(f"--cpus was {cores}, which is not granted here: all granted cores are used")
-    if manifest["data_digest"] != now.data.digest:
+    if manifest.data_digest != now.data.digest:
         notes.append("the data are not those of the first verdict")
     return notes

@@ -110,6 +110,12 @@ def test_a_large_artefact_is_too_large() -> None:
     assert verdict(calls(600), "p99=20ms", "size=1MB", size=1_000_000).status == "kept"
 
 
+def test_what_misses_by_little_does_not_read_as_if_it_held() -> None:
+    assert verdict(calls(600), "size=400kB", size=400_001).reason == "400.001 kB exceeds size=400kB"
+    near = replace(GOOD, value=0.939996, change=-0.010004)
+    assert "top1 0.939996 misses the floor 0.940000" in verdict(calls(600), accuracy=near).reason
+
+
 def test_a_process_that_takes_too_much_memory_is_too_large() -> None:
     fits = replace(profile(calls(600)), peak_bytes=90_000_000)
     assert judge(fits, GOOD, 1, need("p99=20ms", "memory=100MB")).status == "kept"

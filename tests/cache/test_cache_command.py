@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from optimize.cache.entries import key_of
-from optimize.cache.store import Store
+from optimize.cache.store import TRAINING, Store
+from optimize.processes.locks import lock
 
 
 def cache(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -47,6 +48,21 @@ def test_size_and_clear(filled: Path) -> None:
         assert done.stdout == "removed 2 entries, 3 kB; 1 in use by a run left\n"
     assert cache("clear", "--cache", filled).stdout == "removed 1 entry, 3 kB\n"
     assert cache("ls", "--cache", filled).stdout == ""
+
+
+def test_clear_removes_our_checkpoints_and_not_those_of_a_training(filled: Path) -> None:
+    (filled / "training").mkdir()  # of whoever's folder it is
+    for name in ("one", "two", "busy"):
+        (filled / TRAINING / name).mkdir(parents=True)
+    running = lock(filled / TRAINING / "busy", shared=True)
+    assert running is not None
+    done = cache("clear", "--cache", filled)
+    os.close(running)
+    assert done.stdout == (
+        "removed 3 entries, 6 kB, and 2 unfinished trainings; 1 in use by a run left\n"
+    )
+    assert [path.name for path in (filled / TRAINING).iterdir()] == ["busy"]
+    assert (filled / "training").is_dir()
 
 
 def test_the_default_place_is_the_users_cache_folder(filled: Path) -> None:

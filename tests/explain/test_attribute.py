@@ -12,10 +12,11 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from optimize.explain.layers import worst_layers
+from optimize.explain.layers import comparable, worst_layers
 from optimize.models.data import Dataset
 from optimize.models.model import Model
 from optimize.passes.base import PassResult
+from optimize.passes.chain import Chain
 from optimize.processes.child import Child
 
 if TYPE_CHECKING:
@@ -97,6 +98,25 @@ def test_masks_do_not_count(graph: GraphMaker, tmp_path: Path) -> None:
     clipped = graph(nodes, {"x": shape}, {"y": shape}, weights)
     data = Dataset("d", {"x": [np.ones((1, 4), np.float32)]}, batch_first=True)
     assert worst_layers(model, clipped, data) == ()
+
+
+def test_layers_are_compared_with_what_their_format_was_changed_from(
+    graph: GraphMaker, tmp_path: Path
+) -> None:
+    source = chain(graph)
+    before = spoilt(source, "w1", tmp_path / "before")
+    static = "int8{mode=static}"
+    for text, at_hand, standard in (
+        (static, {}, source),
+        (f"fold,fuse,{static},session{{spinning=false}}", {}, source),
+        (f"fold,{static}", {"fold": before}, before),
+        (f"equalize,{static}", {"equalize": before}, before),
+        (f"equalize,{static}", {}, None),
+        ("distill,fp16", {}, None),
+        ("smooth", {}, None),
+        ("int8{mode=static,recover=distill}", {}, None),
+    ):
+        assert comparable(Chain.parse(text), {"source": source, **at_hand}) is standard, text
 
 
 def test_it_runs_in_the_child(graph: GraphMaker, rows: Dataset, tmp_path: Path) -> None:

@@ -140,6 +140,13 @@ def test_files_are_relative_to_the_declaration(declare: Declare, tmp_path: Path)
     assert placed.folder == tmp_path / "x" / "net@prod"
 
 
+@pytest.mark.parametrize("out", ["/", "m/.."])
+def test_a_folder_without_a_name_cannot_be_that_of_a_target(declare: Declare, out: str) -> None:
+    declared = declare(f'[models.net]\nsource = "a"\nbudget = "p99=1ms"\nout = "{out}"\n')
+    with pytest.raises(InputError, match="models.net: out = .* has no name that @prod"):
+        request(declared, Case("net", "prod", 1, ("p99=1ms",)), NONE)
+
+
 def test_unless_said_a_tenth_slower_and_nothing_of_the_metric_is_allowed(
     declare: Declare, epyc: Device
 ) -> None:

@@ -61,6 +61,17 @@ def test_a_model_alone_is_declared_without_samples(
     assert set(read(tmp_path / "optimize.toml").config.targets) == {"prod"}
 
 
+@pytest.mark.parametrize(
+    ("file", "name"), [("(my) net.onnx", "my-net"), ("模型.onnx", "model"), ("_a.onnx", "_a")]
+)
+def test_every_file_gives_a_name_that_is_in_order(
+    file: str, name: str, tmp_path: Path, digits_onnx: Path, epyc: Device
+) -> None:
+    shutil.copy(digits_onnx, tmp_path / file)
+    (tmp_path / "optimize.toml").write_text(starter(tmp_path / file, Path(file), epyc))
+    assert read(tmp_path / "optimize.toml").options(name).source == file
+
+
 def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "optimize.toml").write_text("mine")
     with pytest.raises(InputError, match=r"exists and is not touched; --force overwrites it"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
@@ -29,7 +30,7 @@ from optimize.gate.outcome import (
 )
 from optimize.gate.table import show
 from optimize.gate.words import answer
-from optimize.results.report import Result
+from optimize.results.report import AccuracyReport, Result
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -101,6 +102,26 @@ def test_every_promise_of_a_report_is_a_finding(name: str, state: str, code: int
     assert names == ["kept", *(budget.text for budget in report.budgets), *floor]
     assert outcome.findings[0].state == state
     assert (outcome.state, outcome.exit_code) == (state, code)
+
+
+def test_a_floor_that_is_met_to_the_last_digit_is_no_failure() -> None:
+    exact = Accuracy("top1", 0.12, 0.07, 0.17, 100, 0.13, 0.12 - 0.13, -0.03, 0.03)
+    report = made_reports.one().report
+    row = replace(report.variants[0], accuracy=AccuracyReport.of(exact))
+    outcome = of_result(CASE, Result(replace(report, variants=(row,)), None, None))
+    assert {finding.state for finding in outcome.findings} == {"passed"}
+    assert outcome.findings[-1].detail.startswith("0.1200, 0.0000 better than the floor 0.1200")
+
+
+@pytest.mark.parametrize(
+    ("name", "state", "code"), [("one", "failed", 1), ("undecided", "undecided", 3)]
+)
+def test_the_exit_code_is_as_bad_as_the_findings(name: str, state: str, code: int) -> None:
+    lost = Accuracy("top1", 0.90, 0.88, 0.92, 100, 0.93, -0.03, -0.05, -0.02)
+    report = getattr(made_reports, name)().report
+    rows = tuple(replace(row, accuracy=AccuracyReport.of(lost)) for row in report.variants)
+    outcome = of_result(CASE, Result(replace(report, variants=rows), None, None))
+    assert (outcome.findings[-1].state, outcome.state, outcome.exit_code) == (state, state, code)
 
 
 def elements(text: bytes, name: str) -> Iterator[ElementTree.Element]:

@@ -20,11 +20,12 @@ from made_reports import (
     view,
 )
 
+from optimize.budgets.accuracy import Accuracy
 from optimize.budgets.budget import Budget, Floor
 from optimize.reports.shapes import log_range, log_ticks, tail_curve, tail_height, thinned
 from optimize.reports.view import View
 from optimize.reports.words import facts, headline
-from optimize.results.report import BudgetReport, FloorReport
+from optimize.results.report import AccuracyReport, BudgetReport, FloorReport
 
 coordinate = st.integers(1, 6)
 
@@ -38,7 +39,8 @@ def placed(places: list[tuple[int, int]], metric: str) -> View:
         assert row.latency
         assert row.accuracy
         latency = replace(row.latency, p99_ms=float(ms))
-        accuracy = replace(row.accuracy, metric=metric)
+        # As earlier versions wrote it: the metric's name says which way is up.
+        accuracy = replace(row.accuracy, metric=metric, higher_is_better=None)
         rows.append((replace(row, latency=latency, accuracy=accuracy), made))
     return view(rows, None, 1)
 
@@ -70,6 +72,27 @@ def test_the_floor_is_a_value_of_the_metric(text: str, metric: str, limit: float
     shown = placed([(1, 1)], metric)
     report = replace(shown.report, floor=FloorReport.of(Floor.parse(text), metric))
     assert View(report).floor == pytest.approx(limit)
+
+
+def with_accuracy(shown: View, *rows: AccuracyReport) -> View:
+    """The same with these accuracies in its first rows."""
+    variants = [replace(v, accuracy=a) for v, a in zip(shown.report.variants, rows, strict=False)]
+    return View(replace(shown.report, variants=(*variants, *shown.report.variants[len(rows) :])))
+
+
+def test_a_row_is_held_against_the_floor_of_its_own_samples() -> None:
+    source = Accuracy("top1", 0.90, 0.88, 0.92, 500, 0.90, 0.0, -0.01, 0.01)
+    part = Accuracy("top1", 0.91, 0.85, 0.95, 100, 0.95, -0.04, -0.09, -0.02)
+    shown = with_accuracy(none_kept(), *map(AccuracyReport.of, (source, part)))
+    (found,) = [fact for fact in facts(shown) if fact.label == "top1"]
+    assert (found.state, found.margin) == ("bad", "0.0300 worse than the floor 0.9400")
+
+
+def test_an_error_of_the_users_own_goes_the_way_that_it_was_judged() -> None:
+    own = Accuracy("mae", 0.92, 0.9, 0.94, 500, 0.93, -0.01, -0.02, 0.01)
+    shown = with_accuracy(one(), AccuracyReport.of(own))
+    assert shown.higher_is_better
+    assert shown.floor == pytest.approx(0.92)
 
 
 def test_the_percentile_with_a_budget_is_plotted() -> None:

@@ -303,3 +303,12 @@ def test_the_frontier_holds_what_nothing_faster_equals() -> None:
     assert [v.chain for v in frontier(rows)] == ["fast", "middle", "source", "slower"]
     assert [v.chain for v in frontier(rows, higher_is_better=False)] == ["fast"]
     assert frontier([replace(rows[0], latency=None)]) == []
+
+
+def test_what_failed_or_was_not_timed_beside_the_source_is_on_no_frontier() -> None:
+    rows = [
+        replace(row("source", 10, value=0.90), speedup=None),
+        replace(row("broken", 3, value=0.95, status="failed"), speedup=4.0),
+        replace(row("untimed", 3, value=0.96), speedup=None),
+    ]
+    assert [v.chain for v in frontier(rows)] == ["source"]

@@ -1,0 +1,112 @@
+"""A second verdict: on what is there, asked as it was, and on nothing that the folder could forge."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from optimize.budgets.budget import Budget, Floor
+from optimize.errors import InputError
+from optimize.passes.chain import Chain
+from optimize.request import Request
+from optimize.results.output import MANIFEST, REPORT
+from optimize.run.pipeline import run
+from optimize.run.verify import Overrides, verify
+
+Change = Callable[[dict[str, Any]], object]
+METRIC = "def good(outputs, labels):\n    return 1.0\n"
+
+
+@pytest.fixture(scope="module")
+def made(
+    digits_onnx: Path, digits_npz: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    """A result behind a link to a folder, and its notes; the cache could not be written."""
+    place = tmp_path_factory.mktemp("made")
+    (place / "real" / "deep").mkdir(parents=True)
+    (place / "link").symlink_to(place / "real" / "deep")
+    (place / "met.py").write_text(METRIC)
+    (place / "cache").mkdir()
+    (place / "cache" / "v1").touch()
+    shutil.copy(digits_onnx, place / "net.onnx")
+    result = run(
+        Request(
+            place / "net.onnx", (Budget.parse("p50=100s"),), floor=Floor.parse("drop=0.1"),
+            data=str(digits_npz), metric=f"{place / 'met.py'}:good",
+            chains=(Chain.parse("source"),), threads=1, out=place / "link" / "out",
+            cache=place / "cache", max_samples=600,
+        )
+    )  # fmt: skip
+    return place / "link" / "out", "; ".join(result.report.notes)
+
+
+def test_files_are_found_from_behind_a_link(made: tuple[Path, str]) -> None:
+    report = verify(made[0], Overrides()).report
+    assert report.exit_code == 0
+    assert [row.chain for row in report.variants] == ["source", "source (2)"]
+
+
+def test_the_written_report_names_no_folder_of_this_machine(made: tuple[Path, str]) -> None:
+    folder, told = made
+    assert str(folder.parent.parent) in told  # who ran it may know
+    written = (folder / REPORT).read_text()
+    assert "cache not written" in written
+    assert str(folder.parent.parent) not in written
+
+
+@pytest.mark.parametrize(
+    ("metric", "same"),
+    [("{}/met.py:good", True), ("{}/met.py:other", False), ("{}/other.py:good", False),
+     ("top1", False)],
+)  # fmt: skip
+def test_another_folder_may_hold_the_metric_but_not_another_metric(
+    made: tuple[Path, str], tmp_path: Path, metric: str, same: bool
+) -> None:
+    (tmp_path / "met.py").write_text(METRIC)
+    asked = Overrides(metric=metric.format(tmp_path), threads=0)  # which is refused afterwards
+    with pytest.raises(InputError) as found:
+        verify(made[0], asked)
+    assert ("was judged by good" in str(found.value)) is not same
+    assert ("--threads 0 is not at least 1" in str(found.value)) is same
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda m: m.update(files=list(m["files"])), "files: "),
+        (lambda m: m.pop("arguments"), "arguments: Field required"),
+        (lambda m: m["arguments"].update(model=3), "arguments.model: "),
+        (lambda m: m["files"].pop(REPORT), "report.json is missing or was changed"),
+    ],
+)
+def test_a_manifest_that_cannot_be_is_refused(
+    made: tuple[Path, str], tmp_path: Path, change: Change, reason: str
+) -> None:
+    folder = shutil.copytree(made[0], tmp_path / "copy")
+    manifest = json.loads((folder / MANIFEST).read_text())
+    change(manifest)
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=reason):
+        verify(folder, Overrides())
+
+
+def test_a_folder_cannot_have_a_pickle_run(
+    made: tuple[Path, str], tmp_path: Path, digits_net: Any
+) -> None:
+    import torch
+
+    folder = shutil.copytree(made[0], tmp_path / "copy")
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["arguments"]["trust_pickle"] = True
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    torch.save(digits_net, tmp_path / "net.pt")
+    source = str(tmp_path / "net.pt")
+    data = str(made[0].resolve().parent / manifest["arguments"]["data"])
+    metric = str(made[0].parent.parent / "met.py:good")
+    with pytest.raises(InputError, match="add --trust-pickle only if you trust who wrote it"):
+        verify(folder, Overrides(source=source, data=data, metric=metric))
