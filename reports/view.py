@@ -154,7 +154,8 @@ class View:
             for index, variant in enumerate(self.report.variants)
             if variant.latency and variant.accuracy
         ]
-        places = {p.index: self._place(p) for p in found if may_lead(p.variant)}
+        leading = {variant.chain for variant in may_lead([p.variant for p in found])}
+        places = {p.index: self._place(p) for p in found if p.variant.chain in leading}
         front = {index for index, place in places.items() if on_front(place, places.values())}
         return tuple(replace(point, on_front=point.index in front) for point in found)
 

@@ -179,9 +179,11 @@ def _tell(checked: Checked, declared: Declared, junit: Path | None, quiet: bool)
     from optimize.gate import github
     from optimize.gate.junit import junit as document
     from optimize.gate.table import show
-    from optimize.gate.words import answer
+    from optimize.gate.words import answer, reasons
 
     if quiet:
+        for line in reasons(checked):
+            typer.echo(line)
         typer.echo(answer(checked))
     else:
         show(checked, table_console())

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from optimize.budgets.budget import format_bytes, format_share
 from optimize.commands.table import STYLES, fitting
+from optimize.errors import EXIT_UNDECIDED
 from optimize.reports.view import View
 from optimize.results.choose import NOISE, frontier
 from optimize.results.output import REPORT
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 WATCHED = ("cpu_stall_us", "involuntary_switches", "major_faults", "steal_ticks", "throttled")
 PLAIN_EVERY_S = 10.0
 SHOWN_TRIALS = 5
+LIMIT_REACHED = 0.9  # the share of a time limit from which on it is what ended a run
 
 
 class Bar:
@@ -198,7 +200,12 @@ def answer(result: Result) -> str:
             f"None kept, nothing built: {limits} cannot be met. {_capital(report.infeasible)}; "
             f"--force goes on.{report_at}"
         )
-    miss = f" Nearest miss: {report.nearest_miss}." if report.nearest_miss else ""
+    undecided = report.exit_code == EXIT_UNDECIDED
+    nearest = "Nearest" if undecided else "Nearest miss"  # of what may hold, none has missed
+    miss = f" {nearest}: {report.nearest_miss}." if report.nearest_miss else ""
+    limit = report.settings.time_limit_s
+    if undecided and limit is not None and report.seconds >= LIMIT_REACHED * limit:
+        miss += f" The time limit of {limit:g} s was reached; --time-limit gives more."
     what = {
         3: "Undecided: there is not enough evidence that a variant meets",
         70: "An internal error ended the run before a verdict on",
@@ -217,7 +224,11 @@ def _accuracy_words(best: VariantReport, report: Report) -> str:
     if best.accuracy is None or report.floor is None:
         return ""
     how = "the interval's worse end" if report.settings.strict_floor else "point estimate"
-    return f"; floor {report.floor.text} holds by {how} on {best.accuracy.samples} samples"
+    return f"; floor {report.floor.text} holds by {how} on {_samples(best.accuracy.samples)}"
+
+
+def _samples(count: int) -> str:
+    return "1 sample" if count == 1 else f"{count} samples"
 
 
 def _ratio(speedup: float) -> str:

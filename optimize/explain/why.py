@@ -326,7 +326,7 @@ def _no_dot_product(case: _Case) -> Iterator[_Cause]:
         yield _Cause(
             part.ns / HOPED,
             f"This CPU has no 8-bit dot product (VNNI, AMX, or ARM's): {part.nodes} products in "
-            f"integers ({case.share(part.ns)}) need several instructions for each of its",
+            f"integers ({case.share(part.ns)}) take several instructions where one would do",
         )
 
 

@@ -48,10 +48,14 @@ def _findings(outcome: Outcome) -> Iterator[str]:
 
 
 def errors(checked: Checked, file: Path) -> Iterator[str]:
-    """An error at the declaration of every model that did not pass."""
+    """An error at the declaration of every model that did not pass.
+
+    What is open because something else has failed is none of its own.
+    """
     for outcome in checked.outcomes:
+        told = {"failed", "error"} | ({"undecided"} & {outcome.state})
         for finding in outcome.findings:
-            if finding.state != "passed":
+            if finding.state in told:
                 title = f"{outcome.case.label}: {finding.name}"
                 yield annotation(file, outcome.case.line, title, finding.detail)
 

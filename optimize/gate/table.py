@@ -36,6 +36,8 @@ def show(checked: Checked, console: Console) -> None:
                 lead = f"{outcome.case.label}, {finding.name}: "
                 text = Text.assemble((lead, "bold"), (finding.detail, _STYLES[finding.state]))
                 console.print(text, soft_wrap=True)
+        for note in outcome.report.notes if outcome.report else ():
+            console.print(Text(f"{outcome.case.label}: {note}", style="dim"), soft_wrap=True)
         if outcome.folder is not None:
             console.print(
                 Text(f"{outcome.case.label}: written to {outcome.folder}"), soft_wrap=True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from optimize.budgets.budget import format_bytes
 from optimize.gate.check import Checked
 from optimize.gate.outcome import Outcome, State
@@ -42,6 +44,15 @@ def _against(outcome: Outcome) -> str:
     if found.accuracy is not None:
         words.append(f"{found.accuracy.metric} {found.accuracy.change:+.4f}")
     return ", ".join(words)
+
+
+def reasons(checked: Checked) -> Iterator[str]:
+    """Why each case that did not pass did not, a line each."""
+    for outcome in checked.outcomes:
+        for finding in outcome.findings:
+            if finding.state == outcome.state != "passed":
+                yield f"{outcome.case.label}, {finding.name}: {finding.detail}"
+                break
 
 
 def answer(checked: Checked) -> str:

@@ -69,7 +69,7 @@ def frontier(
     """
     sign = -1.0 if higher_is_better else 1.0
     found: list[tuple[Place, VariantReport]] = []
-    for variant in filter(may_lead, variants):
+    for variant in may_lead(variants):
         speed = 1.0 if variant is variants[0] else variant.speedup
         if speed is not None and variant.accuracy:
             found.append(((-speed, sign * variant.accuracy.change), variant))
@@ -78,9 +78,11 @@ def frontier(
     return [variant for _, variant in sorted(front, key=lambda pair: pair[0])]
 
 
-def may_lead(variant: VariantReport) -> bool:
-    """Whether a variant may be on a front: it runs, and both its coordinates are known."""
-    return bool(variant.latency and variant.accuracy) and variant.status != "failed"
+def may_lead(variants: Sequence[VariantReport]) -> list[VariantReport]:
+    """Who may be on a front: those that run, evaluated on as many samples as any."""
+    runs = [v for v in variants if v.latency and v.accuracy and v.status != "failed"]
+    whole = max((v.accuracy.samples for v in runs if v.accuracy), default=0)
+    return [v for v in runs if v.accuracy and v.accuracy.samples == whole]
 
 
 def on_front(place: Place, places: Iterable[Place]) -> bool:

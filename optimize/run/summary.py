@@ -23,6 +23,7 @@ from optimize.installed import versions
 from optimize.models.model import Model
 from optimize.models.runtimes import find_runtime
 from optimize.models.usercode import is_reference
+from optimize.passes.chain import SOURCE
 from optimize.reports import folder as reports
 from optimize.reports.command import command
 from optimize.request import Request, spec_text
@@ -79,6 +80,12 @@ def finish(state: RunState, error: BaseException | None) -> Result:
     return Result(report, folder, path, error)
 
 
+def _left_out(request: Request, rows: Sequence[VariantReport]) -> list[str]:
+    """Chains that the user named and that gave nothing to measure."""
+    named = set(map(str, request.chains or ()))
+    return [r.chain for r in rows if r.chain in named and r.digest is None and r.chain != SOURCE]
+
+
 def _report(state: RunState, error: BaseException | None) -> Report:
     request, prepared = state.request, state.prepared
     state.clock.stop()
@@ -97,6 +104,9 @@ def _report(state: RunState, error: BaseException | None) -> Report:
         )
     if error is not None and not isinstance(error, KeyboardInterrupt):
         state.notes.append(f"internal error: {first_cause(error)}; see error.txt")
+    left_out = _left_out(request, rows)
+    if left_out and not state.infeasible:
+        state.notes.append(f"asked for, but without a model of its own: {', '.join(left_out)}")
     judged = rows[1:] if request.reference_only else rows
     return Report(
         source=_source_report(state),

@@ -15,6 +15,7 @@ from optimize.models.runtimes import DEFAULT_RUNTIME
 from optimize.models.source import detect
 from optimize.models.usercode import is_reference
 from optimize.observer import Observer
+from optimize.passes.chain import SOURCE
 from optimize.request import Request, parse_input
 from optimize.results.choose import Objective
 from optimize.results.output import MANIFEST, REPORT
@@ -153,7 +154,7 @@ def _request(folder: Path, manifest: _Manifest, report: Report, overrides: Overr
             request,
             model=source,
             rivals=(folder,),
-            labels=("source", str(manifest.chain)),
+            labels=("source", _label(manifest)),
             reference_only=True,
         )
     if manifest.format != "onnx" or manifest.runtime != DEFAULT_RUNTIME:
@@ -163,6 +164,12 @@ def _request(folder: Path, manifest: _Manifest, report: Report, overrides: Overr
         )
     floor = _absolute(request.floor, report, source)
     return replace(request, labels=(str(manifest.chain),), floor=floor)
+
+
+def _label(manifest: _Manifest) -> str:
+    """What the folder's model is called beside its source, which it may be itself."""
+    chain = str(manifest.chain)
+    return f"{chain} as kept" if chain == SOURCE else chain
 
 
 def _refuse_another_metric(

@@ -29,7 +29,7 @@ from optimize.gate.outcome import (
     worst,
 )
 from optimize.gate.table import show
-from optimize.gate.words import answer
+from optimize.gate.words import answer, reasons
 from optimize.results.report import AccuracyReport, Result
 
 if TYPE_CHECKING:
@@ -168,6 +168,20 @@ def test_annotations_point_to_the_declaration_and_are_escaped() -> None:
     ]
     (fault,) = github.faults([Fault(Path("optimize.toml"), 7, "a: b,\nc")])
     assert fault == "::error file=optimize.toml,line=7,title=optimize.toml::a: b,%0Ac"
+
+
+def test_what_is_open_behind_a_failure_is_no_annotation_and_a_reason_is_one_line() -> None:
+    outcome = refused(CASE, "cannot be met")
+    outcome = with_finding(outcome, Finding("p99=20ms", "undecided", "it was not measured"))
+    checked = Checked((passed(), outcome, elsewhere(Case("away", "prod", 3, ("p99=20ms",), "x"))))
+    titles = [line.partition("title=")[2] for line in github.errors(checked, Path("o.toml"))]
+    assert [title.partition("::")[0] for title in titles] == [
+        "net%3A kept", "away@prod%3A p99=20ms",
+    ]  # fmt: skip
+    assert list(reasons(checked)) == [
+        "net, kept: cannot be met",
+        "away@prod, p99=20ms: not judged here: this is not prod; x",
+    ]
 
 
 def test_the_table_is_plain_outside_of_a_terminal() -> None:

@@ -312,3 +312,12 @@ def test_what_failed_or_was_not_timed_beside_the_source_is_on_no_frontier() -> N
         replace(row("untimed", 3, value=0.96), speedup=None),
     ]
     assert [v.chain for v in frontier(rows)] == ["source"]
+
+
+def test_what_a_part_of_the_samples_shows_is_on_no_frontier() -> None:
+    lucky = row("lucky", 3, value=0.99, status="skipped")
+    assert lucky.accuracy is not None
+    rows = [row("source", 10, value=0.90), replace(lucky, speedup=4.0)]
+    assert [v.chain for v in frontier(rows)] == ["lucky"]
+    part = replace(lucky, speedup=4.0, accuracy=replace(lucky.accuracy, samples=100))
+    assert [v.chain for v in frontier([rows[0], part])] == ["source"]

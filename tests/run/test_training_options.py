@@ -31,7 +31,7 @@ def request(**options: Any) -> Request:
         ({"train": "t.npz", "data": None}, "--train needs --data"),
         (
             {"prune": "0.5", "student": "a.py:b", "chains": (Chain.parse("fold"),)},
-            "--student and --prune add to the built-in plan, and --chain replaces it",
+            "--student and --prune would add to the built-in plan, which --chain replaces",
         ),
     ],
 )

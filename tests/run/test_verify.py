@@ -48,7 +48,7 @@ def made(
 def test_files_are_found_from_behind_a_link(made: tuple[Path, str]) -> None:
     report = verify(made[0], Overrides()).report
     assert report.exit_code == 0
-    assert [row.chain for row in report.variants] == ["source", "source (2)"]
+    assert [row.chain for row in report.variants] == ["source", "source as kept"]
 
 
 def test_the_written_report_names_no_folder_of_this_machine(made: tuple[Path, str]) -> None:
