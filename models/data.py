@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import zipfile
 import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -56,6 +55,10 @@ class Dataset:
         labels = None if self.labels is None else self.labels[chosen]
         return replace(self, inputs=inputs, labels=labels)
 
+    def first(self, count: int) -> Dataset:
+        """The first ``count`` samples, or all if there are fewer."""
+        return self.take(range(min(count, len(self))))
+
     @property
     def digest(self) -> str:
         """SHA-256 over names, shapes, types and contents."""
@@ -67,14 +70,22 @@ class Dataset:
             digest.update(name.encode())
             for array in map(np.asarray, arrays):
                 digest.update(f"{array.dtype.str}{array.shape}".encode())
-                digest.update(_content(array))
+                digest.update(content(array))
         return digest.hexdigest()
 
 
-def _content(array: Array) -> bytes:
-    if array.dtype.kind in "OT":  # its memory holds pointers
-        return json.dumps([str(item) for item in array.ravel()]).encode()
-    return np.ascontiguousarray(array).tobytes()
+def content(array: Array) -> bytes:
+    """What an array holds, as bytes that are the same whenever its items are."""
+    if array.dtype.kind not in "OT":
+        return np.ascontiguousarray(array).tobytes()
+    return b"".join(map(_item_content, array.ravel().tolist()))  # its own memory holds pointers
+
+
+def _item_content(item: Any) -> bytes:
+    array = np.asarray(item)
+    if array.dtype.hasobject:
+        return repr(item).encode()
+    return f"{array.dtype.str}{array.shape}".encode() + content(array)
 
 
 def read_data(where: str, purpose: str = "--data") -> Dataset:

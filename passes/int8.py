@@ -184,7 +184,7 @@ class Int8(Pass):
     def _calibration(self, context: Context) -> Dataset:
         if context.calibration is None:
             raise NotApplicable("static quantization needs calibration data")
-        return context.calibration.take(range(min(len(context.calibration), self.samples)))
+        return context.calibration.first(self.samples)
 
     def _operators(self, model: Model) -> list[str]:
         """List the operator types to quantize that the model has."""

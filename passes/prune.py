@@ -165,7 +165,7 @@ class Prune(Pass):
         from optimize.passes.pruning.graph import measured_shapes
         from optimize.passes.pruning.groups import dependencies
 
-        calibration = at_most(context.calibration or context.samples, CALIBRATION_MOST)
+        calibration = (context.calibration or context.samples).first(CALIBRATION_MOST)
         shapes = measured_shapes(proto, calibration)
         found = dependencies(proto, shapes)
         if not found.groups:
@@ -180,7 +180,7 @@ class Prune(Pass):
         from optimize.passes.pruning.refit import refit
         from optimize.passes.pruning.shrink import shrink
 
-        calibration = at_most(context.calibration or context.samples, CALIBRATION_MOST)
+        calibration = (context.calibration or context.samples).first(CALIBRATION_MOST)
         result = shrink(proto, found, shapes, keep)
         notes = [_summary(proto, result, found, keep), *_untouched(proto, found)]
         if self.refit:
@@ -251,11 +251,6 @@ class Prune(Pass):
 def nothing(proto: Any, found: Dependencies) -> str:
     """Say why no channels of a graph can go."""
     return "; ".join(["no channels can go", *_untouched(proto, found)])
-
-
-def at_most(samples: Dataset, count: int) -> Dataset:
-    """The first ``count`` samples."""
-    return samples.take(range(min(count, len(samples))))
 
 
 def _summary(before: Any, after: Any, found: Dependencies, keep: Keep) -> str:

@@ -69,7 +69,7 @@ class Smooth(Pass):
         groups = products(proto)
         if not groups:
             raise NotApplicable("the model has no MatMul or Gemm with constant weights")
-        samples = context.calibration.take(range(min(len(context.calibration), self.samples)))
+        samples = context.calibration.first(self.samples)
         rows = _rows(proto, [group.input for group in groups], samples, context.seed)
         before, after, count = 0.0, 0.0, 0
         for group in groups:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from optimize.models.model import file_digest
+
 INDEX, FILES, DOCUMENT = "entry.json", "files", "document"
 
 
@@ -78,7 +80,7 @@ def write_entry(
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     size = sum(file.stat().st_size for file in files)
     index = {
-        "digests": {file.relative_to(folder).as_posix(): _digest(file) for file in files},
+        "digests": {file.relative_to(folder).as_posix(): file_digest(file) for file in files},
         "key": key,
         "meta": json.loads(json.dumps(dict(meta))),  # as it will be read
         "size_bytes": size,
@@ -135,10 +137,5 @@ def check_files(entry: Entry) -> None:
     for name, digest in entry.digests.items():
         if not (entry.path / name).is_file():
             raise Damaged(f"{name} is missing")
-        if _digest(entry.path / name) != digest:
+        if file_digest(entry.path / name) != digest:
             raise Damaged(f"{name} is not what was written")
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

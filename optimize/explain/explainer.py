@@ -57,7 +57,7 @@ class Explainer:
         """
         self._child = child
         self._isa = isa
-        self._samples = samples.take(range(min(LAYER_SAMPLES, len(samples))))
+        self._samples = samples.first(LAYER_SAMPLES)
         self._overhead = self._try(call_overhead, source.threads)
         self._source = self._evidence(source)
 

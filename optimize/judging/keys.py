@@ -11,6 +11,7 @@ import numpy as np
 
 from optimize.cache.records import function_parts
 from optimize.judging.candidate import Candidate
+from optimize.models.data import content
 from optimize.prepare import Prepared
 from optimize.request import Request
 
@@ -72,7 +73,7 @@ class Keys:
         labels = self.prepared.labels
         text = self.prepared.evaluation.digest
         if labels is not None:
-            text += hashlib.sha256(np.ascontiguousarray(labels).tobytes()).hexdigest()
+            text += hashlib.sha256(content(np.asarray(labels))).hexdigest()
         return text
 
     @cached_property

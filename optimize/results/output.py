@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import hashlib
 import json
 import os
 import shutil
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from optimize.errors import InputError, OptimizeError
-from optimize.models.model import FILE_NAME, Model, Signature
+from optimize.models.model import FILE_NAME, Model, Signature, file_digest
 from optimize.processes.scratch import made, scratch_folder
 
 MANIFEST = "manifest.json"
@@ -87,7 +86,7 @@ def _fill(
     for name, content in {REPORT: report_json + "\n", **extra}.items():
         _write(folder / name, content)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    digests = {file.relative_to(folder).as_posix(): _digest(file) for file in files}
+    digests = {file.relative_to(folder).as_posix(): file_digest(file) for file in files}
     entries = {"tool": _MARK, **manifest, "files": digests}
     _write(folder / MANIFEST, json.dumps(entries, indent=2) + "\n")
 
@@ -154,7 +153,7 @@ def add(folder: Path, files: Mapping[str, str | bytes]) -> None:
             _replace(folder / name, content)
         if _ours(folder):
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            manifest["files"] |= {name: _digest(folder / name) for name in files}
+            manifest["files"] |= {name: file_digest(folder / name) for name in files}
             _replace(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
     except OSError as error:
         raise OptimizeError(f"{folder} cannot be written: {error.strerror}") from error
@@ -236,8 +235,3 @@ def _existing_parent(folder: Path) -> Path:
     while not parent.exists() and parent != parent.parent:
         parent = parent.parent
     return parent
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

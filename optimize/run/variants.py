@@ -41,7 +41,7 @@ def build_all(state: RunState, folder: Path, observer: Observer) -> list[Variant
     chains = planned(state.request, prepared)
     context = Context(
         folder=folder,
-        samples=prepared.evaluation.take(range(min(CHECK_SAMPLES, len(prepared.evaluation)))),
+        samples=prepared.evaluation.first(CHECK_SAMPLES),
         calibration=prepared.calibration,
         seed=state.request.seed,
         isa=frozenset(state.device.isa),

@@ -53,13 +53,13 @@ def _graph(step: Prune, model: Model, context: Context) -> PassResult:
 
 
 def _graph_start(step: Prune, proto: Any, model: Model, context: Context) -> GraphCut:
-    from optimize.passes.prune import CALIBRATION_MOST, at_most, nothing
+    from optimize.passes.prune import CALIBRATION_MOST, nothing
     from optimize.passes.pruning.cuttable import GraphCut
     from optimize.passes.pruning.graph import measured_shapes
     from optimize.passes.pruning.groups import dependencies
     from optimize.passes.pruning.select import multiple_for
 
-    samples = at_most(_calibration(context), CALIBRATION_MOST)
+    samples = _calibration(context).first(CALIBRATION_MOST)
     shapes = measured_shapes(proto, samples)
     found = dependencies(proto, shapes)
     if not found.groups:

@@ -106,7 +106,7 @@ class GraphCut:
     def _outputs(self, proto: Any) -> list[Array]:
         """All numbers of each sample's outputs, end to end."""
         names = [value.name for value in proto.graph.output]
-        few = self.samples.take(range(min(LOSS_SAMPLES, len(self.samples))))
+        few = self.samples.first(LOSS_SAMPLES)
         return [
             np.concatenate([np.ravel(value).astype(np.float64) for value in found])
             for found in values(proto, names, few)

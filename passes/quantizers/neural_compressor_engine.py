@@ -37,7 +37,7 @@ def quantize(model: Model, calibration: Dataset, context: Context) -> PassResult
 
     from optimize.models.export import dynamic_shapes, load_program
 
-    calibration = calibration.take(range(min(len(calibration), SAMPLES)))
+    calibration = calibration.first(SAMPLES)
     program = load_program(model.path)
     example = program.example
     with silent(), torch.no_grad():

@@ -141,7 +141,7 @@ def test_clearing_removes_only_what_the_store_wrote(store: Store, make_folder: M
     for key in (KEY, key_of({})):
         store.release(key)
     cleared = store.clear()
-    assert cleared == (2, sum(map(len, MODEL.values())) + 5, 0)
+    assert cleared == (2, sum(map(len, MODEL.values())) + 5, 0, 0)
     assert store.entries() == []
     store.close()
     left = [path.name for path in store.folder.rglob("*") if path.is_file()]

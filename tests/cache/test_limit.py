@@ -126,7 +126,7 @@ def test_what_a_run_uses_is_not_evicted_by_another(tmp_path: Path) -> None:
         assert entry is not None
         assert two.put(KEYS[1], b"x" * 60) is None
         assert (entry.path / "document").read_bytes() == b"x" * 60
-        assert two.clear() == (0, 0, 1)
+        assert two.clear() == (0, 0, 1, 0)
         one.release(KEYS[0])
         assert two.put(KEYS[1], b"x" * 60) is not None
         assert one.get(KEYS[0]) is None

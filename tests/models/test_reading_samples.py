@@ -243,6 +243,15 @@ def test_texts_make_the_digest_whatever_holds_them(dtype: Any) -> None:
     assert digest("a") == digest("a") != digest("b")
 
 
+def test_labels_of_several_lengths_make_the_digest() -> None:
+    def digest(last: int) -> str:
+        labels = np.empty(2, object)
+        labels[:] = [np.arange(3), np.array([*range(5000), last])]
+        return Dataset("here", {"x": [np.zeros(1)] * 2}, labels).digest
+
+    assert digest(1) == digest(1) != digest(2)
+
+
 def test_the_order_of_bytes_in_a_file_does_not_matter(tmp_path: Path) -> None:
     np.savez(tmp_path / "big.npz", x=X.astype(">f4"), labels=np.arange(len(X), dtype=">i8"))
     data = read_data(str(tmp_path / "big.npz"))
