@@ -263,7 +263,7 @@ def _error(power: int) -> Callable[[Outputs, Array | None, Outputs], Scores]:
     def score(outputs: Outputs, labels: Array | None, reference: Outputs) -> Scores:
         rows = []
         for value, label in _labelled(outputs, labels):
-            if value.size != label.size:
+            if not _alike(value.shape, label.shape):
                 raise InputError(
                     f"an output of shape {value.shape} cannot be compared "
                     f"with a label of shape {label.shape}"
@@ -275,6 +275,12 @@ def _error(power: int) -> Callable[[Outputs, Array | None, Outputs], Scores]:
         return Scores(np.array(rows, np.float64), _mean_error if power == 1 else _root_mean)
 
     return score
+
+
+def _alike(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether values of two shapes pair up: axes of one do not matter, and one may be flat."""
+    a, b = ([length for length in shape if length > 1] for shape in (one, other))
+    return a == b or (min(len(a), len(b)) <= 1 and math.prod(a) == math.prod(b))
 
 
 def _cosine(outputs: Outputs, labels: Array | None, reference: Outputs) -> Scores:

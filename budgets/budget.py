@@ -74,7 +74,7 @@ class Budget:
 
     def __str__(self) -> str:
         units = SIZE_UNITS if self.tail is None else TIME_UNITS
-        # The largest unit that needs no more than six decimals keeps the text exact and short.
+        # The largest unit that is not above the limit keeps the text short.
         for unit, scale in sorted(units.items(), key=lambda item: -item[1]):
             if self.limit >= scale:
                 return f"{self.quantity}={_plain(Decimal(self.limit) / scale)}{unit}"

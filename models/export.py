@@ -286,8 +286,9 @@ def _why(loaded: Loaded) -> str:
 
 def _named(names: list[str], values: list[Any]) -> dict[str, Any]:
     # A length that differs shows as a missing output, hence as an infinite difference.
+    more = [f"output {number}" for number in range(len(names), len(values))]
     padded = [*values, *[None] * (len(names) - len(values))]
-    return dict(zip(names, padded, strict=False))
+    return dict(zip([*names, *more], padded, strict=True))
 
 
 Route = Callable[[Loaded, Example, Path], None]

@@ -566,7 +566,7 @@ def _claim_stdout() -> BinaryIO:
 
 
 def _user_function(reference: str | None) -> Any:
-    """Import ``FILE.py:FUNCTION``; the file's folder is importable while it runs."""
+    """Import ``FILE.py:FUNCTION``; the file's folder stays importable."""
     if reference is None:
         return None
     import importlib.util

@@ -346,6 +346,8 @@ def _kept_note(kept: Sequence[str]) -> str:
 
 
 def _hint(model: Model) -> str:
+    if any(spec.dtype == "float16" for spec in model.signature.inputs):
+        return "; products in float16 stay as they are"
     if not model.count("Constant"):
         return ""
     return "; weights in Constant nodes are not seen: put fold before it"

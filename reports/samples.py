@@ -4,8 +4,8 @@ The file holds one row a block of calls, in the order in which they ran, for all
 
 - ``chains``: the variants' names, shape (variants,); ``calls``: how many calls each was timed for,
 - ``variant``, ``process``, ``started_ns``, ``disturbance``, ``size``: of each block, shape
-  (blocks,): an index into ``chains``; the variant's process, from 0; its start on the monotonic
-  clock of the run; what disturbed the machine, empty if nothing did; its number of calls,
+  (blocks,): an index into ``chains``; the variant's process, from 0; its start in
+  nanoseconds since 1970; what disturbed the machine, empty if nothing did; its number of calls,
 - ``samples_ns``: the latencies of all blocks one after another, int64, shape (sum of ``size``,).
 """
 

@@ -108,6 +108,14 @@ def strategies(chain: Chain) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*(step.name for step in chain.passes), *chosen)))
 
 
+_BY_OPTION = {
+    "prune": "; --prune SHARE brings pruning",
+    "distill": "; --distill or --prune bring distillation",
+    "student": "; --student brings another architecture",
+    "mixed": "; it follows from static by itself",
+}
+
+
 def restricted(chains: Sequence[Chain], names: Sequence[str]) -> tuple[Chain, ...]:
     """The chains that go by one of the names.
 
@@ -119,7 +127,7 @@ def restricted(chains: Sequence[Chain], names: Sequence[str]) -> tuple[Chain, ..
         if name not in known:
             raise InputError(
                 f"--strategies {name}: no chain of the plan for this model goes by that name; "
-                f"choose from {', '.join(sorted(known))}"
+                f"choose from {', '.join(sorted(known))}{_BY_OPTION.get(name, '')}"
             )
     return tuple(chain for chain in chains if set(names) & set(strategies(chain)))
 

@@ -101,6 +101,12 @@ def is_result(folder: Path) -> bool:
     return folder.is_dir() and _ours(folder)
 
 
+def remove(folder: Path) -> None:
+    """Remove a folder if it was written by :func:`write`."""
+    if is_result(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def read_artefact(folder: Path, signature: Signature) -> tuple[Model, str]:
     """The model in a result folder, with its options, and the runtime that serves it.
 

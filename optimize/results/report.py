@@ -271,7 +271,7 @@ class DataReport:
 
 @dataclass(frozen=True)
 class BudgetReport:
-    """A budget as it was declared (``text``) and as it was understood."""
+    """A budget in its canonical form (``text``) and as it was understood."""
 
     text: str
     quantity: str

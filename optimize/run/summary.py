@@ -56,7 +56,7 @@ def finish(state: RunState, error: BaseException | None) -> Result:
         return Result(report, None, None, error)
     if error is not None and output.is_result(folder) and any(folder.glob("model.*")):
         # An earlier verdict stands; what came of this run lies beside it.
-        folder = folder.with_name(f"{folder.name}.interrupted")
+        folder = interrupted_folder(folder)
         output.check_writable(folder)
     manifest = _manifest(state, report, artefact, folder)
     profiles = state.screening.profiles() if state.screening else {}
@@ -77,7 +77,14 @@ def finish(state: RunState, error: BaseException | None) -> Result:
     if error is not None and not isinstance(error, KeyboardInterrupt):
         extra["error.txt"] = "".join(traceback.format_exception(error)).encode()
     path = output.write(folder, reports.shareable(report).to_json(), manifest, artefact, extra)
+    if error is None:
+        output.remove(interrupted_folder(folder))  # this run went on from there
     return Result(report, folder, path, error)
+
+
+def interrupted_folder(folder: Path) -> Path:
+    """Where a run that was interrupted leaves its report if an earlier verdict stands."""
+    return folder.with_name(f"{folder.name}.interrupted")
 
 
 def _left_out(request: Request, rows: Sequence[VariantReport]) -> list[str]:

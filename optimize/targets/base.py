@@ -48,7 +48,7 @@ class Job:
     Attributes:
         model: path of the model on the controller.
         inputs: folder of inputs written by :func:`optimize.targets.inputs.write_inputs`.
-        scratch: an empty folder for the worker's files.
+        scratch: a folder for the worker's files.
         settings: how to run it.
         names: of its inputs and outputs, in order, for runtimes whose files do not hold them.
         pre, post: ``file.py:function`` that belong to every call; None for none.

@@ -112,6 +112,13 @@ def test_errors_ignore_axes_of_length_one() -> None:
     assert value("mae", output, labels) == pytest.approx(np.abs(output[:, 0] - labels).mean())
 
 
+def test_errors_take_flat_labels_but_no_transposed_ones() -> None:
+    output = np.random.default_rng(6).standard_normal((40, 3, 4))
+    assert value("mae", output, output.reshape(40, 12)) == 0
+    with pytest.raises(InputError, match="cannot be compared"):
+        value("mae", output, np.moveaxis(output, 1, 2))
+
+
 def test_errors_of_unsigned_integers_do_not_wrap() -> None:
     output, labels = np.array([[3], [250]], np.uint8), np.array([[5], [10]], np.uint8)
     assert value("mae", output, labels) == (2 + 240) / 2

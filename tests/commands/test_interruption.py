@@ -6,9 +6,12 @@ import json
 import os
 import signal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from commands.conftest import Run
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 
@@ -62,7 +65,7 @@ def test_while_loading(start: Any, digits_script: Path, digits_npz: Path, tmp_pa
 
 
 def test_an_earlier_result_survives_an_interruption(
-    start: Any, digits_onnx: Path, digits_npz: Path, tmp_path: Path
+    start: Any, optimize: Run, digits_onnx: Path, digits_npz: Path, tmp_path: Path
 ) -> None:
     from optimize.models.model import Model
     from optimize.results.output import write
@@ -80,6 +83,11 @@ def test_an_earlier_result_survives_an_interruption(
     assert json.loads((out / "report.json").read_text()) == {"earlier": True}
     assert (out / "model.onnx").is_file()
     assert "Interrupted" in stdout
+    beside = tmp_path / "out.interrupted"
+    assert json.loads((beside / "report.json").read_text())["exit_code"] == 130
+    done = optimize(digits_onnx, "--budget", "size=1GB", "--chain", "source", "--out", out)
+    assert done.code == 0
+    assert not beside.exists()
 
 
 def test_killed_outright_it_leaves_no_process(
