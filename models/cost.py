@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -26,6 +26,7 @@ from optimize.errors import InputError, first_cause
 from optimize.models.data import Array
 from optimize.models.macs import EITHER, INTEGER, RULES, Execution, Macs, Shape
 from optimize.models.model import graphs
+from optimize.models.nodes import inner_graphs
 from optimize.models.run import feed
 
 VERSION = 1
@@ -161,14 +162,14 @@ def _sort(graph: Any) -> None:
         del graph.node[:]
         graph.node.extend(nodes)
     for node in graph.node:
-        for inner in _nested(node):
+        for inner in inner_graphs(node):
             _sort(inner)
 
 
 def _reads(node: Any) -> Iterator[str]:
     """All names that a node reads, also within its graphs."""
     yield from node.input
-    for outer in _nested(node):
+    for outer in inner_graphs(node):
         for inner in graphs(outer):
             yield from (name for one in inner.node for name in one.input)
             yield from (value.name for value in inner.output)
@@ -209,7 +210,7 @@ class _Known:
             self.quantized.add(node.output[0])
         elif node.op_type in _MOVES and self.quantized.intersection(node.input):
             self.quantized.update(node.output)
-        nested = any(True for _ in _nested(node))
+        nested = any(True for _ in inner_graphs(node))
         if nested or self._varies(node):
             self.varying.update(node.output)
             return
@@ -336,11 +337,6 @@ def _live(graph: Any) -> Iterator[str]:
         if wanted.intersection(node.output):
             yield node.name
             wanted.update(_reads(node))
-
-
-def _nested(node: Any) -> Iterable[Any]:
-    for attribute in node.attribute:
-        yield from ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs)
 
 
 def _repeated(graph: Any) -> Iterator[str]:

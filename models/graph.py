@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from optimize.models.nodes import attribute
+
 _MATMUL = frozenset(
     "MatMul FusedMatMul Gemm QLinearMatMul MatMulInteger MatMulIntegerToFloat".split()
 )
@@ -72,13 +74,6 @@ class Graph:
         found = self._types.get(tensor, 0)
         return str(helper.tensor_dtype_to_np_dtype(found)) if found else "unknown"
 
-    def attribute(self, node: Any, name: str, default: Any) -> Any:
-        """An attribute's value, or the default."""
-        from onnx import helper
-
-        found = next((a for a in node.attribute if a.name == name), None)
-        return default if found is None else helper.get_attribute_value(found)
-
     def constant(self, tensor: str) -> Any | None:
         """The array of a weight or of a Constant node; None if it is neither."""
         from onnx import numpy_helper
@@ -87,7 +82,7 @@ class Graph:
             return numpy_helper.to_array(self._constants[tensor])
         node = self._made.get(tensor)
         if node is not None and node.op_type == "Constant":
-            value = self.attribute(node, "value", None)
+            value = attribute(node, "value")
             return None if value is None else numpy_helper.to_array(value)
         return None
 
@@ -167,7 +162,7 @@ def _layer_norm(graph: Graph, mean: Any) -> Unfused | None:
 
 
 def _axes(graph: Graph, mean: Any) -> str:
-    axes = graph.attribute(mean, "axes", None)
+    axes = attribute(mean, "axes")
     if axes is None and len(mean.input) > 1:
         given = graph.constant(mean.input[1])
         axes = None if given is None else [int(axis) for axis in given.ravel()]

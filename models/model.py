@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from optimize.errors import InputError
+from optimize.models.nodes import inner_graphs
 from optimize.models.runtimes import Format
 
 FILE_NAME = "model.onnx"
@@ -231,11 +232,8 @@ def graphs(graph: Any) -> Iterable[Any]:
     """``graph`` and all graphs nested in its nodes (If, Loop, Scan), outermost first."""
     yield graph
     for node in graph.node:
-        for attribute in node.attribute:
-            for inner in ([attribute.g] if attribute.HasField("g") else []) + list(
-                attribute.graphs
-            ):
-                yield from graphs(inner)
+        for inner in inner_graphs(node):
+            yield from graphs(inner)
 
 
 def tensors(graph: Any) -> Iterable[Any]:

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from optimize.errors import InputError, NotApplicable
 from optimize.models.model import Model
+from optimize.models.nodes import attribute
 from optimize.passes.base import Context, Pass, PassResult
 from optimize.passes.files import load_proto, save_proto
-from optimize.passes.graph import attribute, uses
+from optimize.passes.graph import uses
 
 Array = NDArray[np.float32]
 # Functions with f(s x) = s f(x) for s > 0, channel by channel, which a scale may cross.
@@ -221,7 +222,7 @@ def fold_batch_norms(proto: Any) -> int:
         if not private or readers[norm.input[0]] != 1:
             continue
         gamma, beta, mean, variance = (numpy_helper.to_array(tensors[n]) for n in norm.input[1:5])
-        epsilon = next((a.f for a in norm.attribute if a.name == "epsilon"), 1e-5)
+        epsilon = attribute(norm, "epsilon", 1e-5)
         factor = (gamma / np.sqrt(variance + epsilon)).astype(np.float32)
         weight = numpy_helper.to_array(tensors[conv.input[1]])
         scaled = weight * _along(factor, 0, weight.ndim)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optimize.models.model import graphs
+from optimize.models.nodes import attribute
 
 Array = NDArray[np.float32]
 
@@ -95,11 +96,6 @@ def show(graph: Any, names: Iterable[str]) -> None:
         for name in names
         if name not in given
     )
-
-
-def attribute(node: Any, name: str, default: int) -> int:
-    """A node's integer attribute."""
-    return next((int(a.i) for a in node.attribute if a.name == name), default)
 
 
 def insert_after(graph: Any, tensor: str, node: Any) -> None:

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from optimize.errors import InputError, NotApplicable
 from optimize.models.data import Dataset
 from optimize.models.model import Model
+from optimize.models.nodes import attribute
 from optimize.models.run import feed
 from optimize.passes.base import Context, Pass, PassResult
 from optimize.passes.files import load_proto, open_session, save_proto
-from optimize.passes.graph import Products, attribute, insert_after, products, show, uses
+from optimize.passes.graph import Products, insert_after, products, show, uses
 
 Array = NDArray[np.float32]
 _ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)

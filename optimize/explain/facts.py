@@ -25,6 +25,7 @@ from optimize.explain.evidence import (
 )
 from optimize.models.graph import Graph, unfused_patterns
 from optimize.models.model import Model
+from optimize.models.nodes import attribute
 from optimize.worker import session_options
 
 _READ_MOST = 2**31 - 2**26  # weights beyond that are not read just to count their zeros
@@ -53,7 +54,7 @@ def graph_facts(model: Model) -> GraphFacts:
         op_counts=model.op_counts,
         weight_bytes=tuple(sorted(sizes.items())),
         zeros=_zeros(graph) if readable else None,
-        grouped=sum(graph.attribute(node, "group", 1) > 1 for node in graph.nodes),
+        grouped=sum(attribute(node, "group", 1) > 1 for node in graph.nodes),
         hidden_weights=tuple(sorted(hidden.items())),
     )
 

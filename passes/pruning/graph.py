@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from optimize.errors import InputError, NotApplicable, first_cause
 from optimize.models.data import Dataset
+from optimize.models.nodes import inner_graphs
 from optimize.models.run import feed
 from optimize.passes.base import INLINE_MOST
 from optimize.passes.files import open_session
@@ -133,17 +134,6 @@ def set_nodes(proto: Any, nodes: Sequence[Any]) -> None:
     _replace(proto.graph.node, nodes)
 
 
-def attribute(node: Any, name: str, default: Any = None) -> Any:
-    """The value of a node's attribute; strings as text."""
-    from onnx import helper
-
-    for item in node.attribute:
-        if item.name == name:
-            value = helper.get_attribute_value(item)
-            return value.decode() if isinstance(value, bytes) else value
-    return default
-
-
 def evaluator(proto: Any, names: Sequence[str]) -> Callable[[Mapping[str, Array]], list[Any]]:
     """A function from one sample to the values of ``names``, any tensors of the graph.
 
@@ -201,9 +191,8 @@ def captured(node: Any) -> Iterable[str]:
     """Names that the node's subgraphs read, their own tensors included."""
     from optimize.models.model import graphs
 
-    for item in node.attribute:
-        for inner in ([item.g] if item.HasField("g") else []) + list(item.graphs):
-            for graph in graphs(inner):
-                for child in graph.node:
-                    yield from child.input
-                yield from (value.name for value in graph.output)
+    for inner in inner_graphs(node):
+        for graph in graphs(inner):
+            for child in graph.node:
+                yield from child.input
+            yield from (value.name for value in graph.output)

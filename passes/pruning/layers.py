@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from optimize.models.nodes import attribute
 from optimize.passes.pruning.channels import Labels
-from optimize.passes.pruning.graph import Array, attribute
+from optimize.passes.pruning.graph import Array
 from optimize.passes.pruning.groups import Dependencies
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from optimize.passes.pruning.graph import Array, attribute, constants, put
+from optimize.models.nodes import attribute
+from optimize.passes.pruning.graph import Array, constants, put
 
 
 @dataclass(frozen=True)

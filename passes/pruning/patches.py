@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from optimize.passes.pruning.graph import Array, attribute
+from optimize.models.nodes import attribute
+from optimize.passes.pruning.graph import Array
 
 
 def cut_out(node: Any, kernel: tuple[int, ...], values: Array, places: Array) -> Array:

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from optimize.models.data import Dataset
+from optimize.models.nodes import attribute
 from optimize.passes.graph import uses
-from optimize.passes.pruning.graph import Array, attribute, constants, put, set_nodes, values
+from optimize.passes.pruning.graph import Array, constants, put, set_nodes, values
 from optimize.passes.pruning.groups import Dependencies, Keep, layer_name
 from optimize.passes.pruning.layers import Layer, layers
 from optimize.passes.pruning.normal import Matrix

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from optimize.models.nodes import attribute
 from optimize.passes.graph import uses
 from optimize.passes.pruning.channels import Axes
 from optimize.passes.pruning.graph import (
     Array,
     Shapes,
-    attribute,
     captured,
     constants,
     put,

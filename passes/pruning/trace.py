@@ -6,8 +6,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from optimize.models.nodes import attribute
 from optimize.passes.pruning.channels import Axes, Axis, Channels
-from optimize.passes.pruning.graph import Array, Shapes, attribute
+from optimize.passes.pruning.graph import Array, Shapes
 
 Use = tuple[int, int]  # position of a node, position of its input
 

@@ -13,6 +13,7 @@ from typing import Any
 from optimize.errors import NotApplicable, first_cause
 from optimize.models.data import Dataset
 from optimize.models.model import Model
+from optimize.models.nodes import attribute
 from optimize.passes.base import Context, PassResult
 from optimize.passes.files import WITHOUT, save_proto, silent
 
@@ -116,7 +117,7 @@ def fold_weights(proto: Any) -> int:
         if node.op_type != "QuantizeLinear" or not all(name in weights for name in node.input):
             continue
         value, scale, zero = (numpy_helper.to_array(weights[name]) for name in node.input[:3])
-        axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+        axis = attribute(node, "axis", 1)
         if scale.ndim:
             shape = [1] * value.ndim
             shape[axis] = -1
