@@ -32,6 +32,7 @@ from optimize.errors import (
     PassFailed,
     first_cause,
 )
+from optimize.processes.ending import ending
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -177,11 +178,7 @@ class Child:
             code = 0
         said = self._last_words()
         self.close()
-        if code >= 0:
-            return f"its process exited with code {code}{said}"
-        name = signal.Signals(-code).name
-        why = ", perhaps for lack of memory" if name == "SIGKILL" else ""
-        return f"its process was ended by {name}{why}{said}"
+        return f"its process {ending(code)}{said}"
 
     def _last_words(self) -> str:
         if self._log is None:

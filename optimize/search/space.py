@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from optimize.errors import InputError
 from optimize.models.attention import has_attention
@@ -18,9 +18,6 @@ from optimize.models.runtimes import DEFAULT_RUNTIME
 from optimize.passes.base import Pass
 from optimize.passes.chain import SOURCE, Chain
 from optimize.passes.registry import load_pass
-
-if TYPE_CHECKING:
-    pass
 
 Choose = Callable[[str, Sequence[Any]], Any]
 NONE = "none"

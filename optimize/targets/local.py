@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from typing import Any
 
 from optimize import worker as worker_file
 from optimize.errors import WorkerEnded, WorkerError
+from optimize.processes.ending import ending
 from optimize.targets.base import Device, Job, Target
 
 _SCRIPT = str(Path(worker_file.__file__).resolve())
@@ -117,11 +117,7 @@ class LocalWorker:
             return "closed its output"
         said = self._log.read_text(errors="replace").strip().splitlines()
         last = f": {said[-1][:200]}" if said else ""
-        if code >= 0:
-            return f"exited with code {code}{last}"
-        name = signal.Signals(-code).name
-        why = ", perhaps for lack of memory" if name == "SIGKILL" else ""
-        return f"was ended by {name}{why}{last}"
+        return f"{ending(code)}{last}"
 
 
 class LocalTarget(Target):
