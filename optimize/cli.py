@@ -22,7 +22,7 @@ from optimize.commands.init import init_command
 from optimize.commands.passes import passes_command
 from optimize.commands.report import report_command
 from optimize.commands.run import compare_command, profile_command, run_command
-from optimize.commands.terminal import say
+from optimize.commands.terminal import saved, say
 from optimize.commands.verify import verify_command
 from optimize.errors import (
     EXIT_INTERNAL,
@@ -141,7 +141,7 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", EXIT_INTERRUPTED)
     except Exception as error:  # noqa: BLE001  the last resort
-        _crash(error)
+        _fail(f"internal error: {first_cause(error)}; see {saved(error)}", EXIT_INTERNAL)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -154,18 +154,6 @@ def _usage(error: TyperException) -> str:
         return f"name one of its commands: {', '.join(commands.commands)}"
     show = getattr(error, "format_message", None)
     return str(show()) if show else str(error)
-
-
-def _crash(error: Exception) -> None:
-    """Save the traceback of an error that no report could take up."""
-    import tempfile
-    import traceback
-
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="optimize-error-", suffix=".txt", delete=False
-    ) as file:
-        traceback.print_exception(error, file=file)
-    _fail(f"internal error: {first_cause(error)}; see {file.name}", EXIT_INTERNAL)
 
 
 def _fail(sentence: str, code: int) -> None:

@@ -50,8 +50,8 @@ def finish(result: Result, json: bool, quiet: bool) -> None:
     else:
         show(result, table_console())
     if result.error is not None and result.exit_code == EXIT_INTERNAL:
-        place = f"; see {result.folder / 'error.txt'}" if result.folder else ""
-        say(f"internal error: {first_cause(result.error)}{place}")
+        place = result.folder / "error.txt" if result.folder else saved(result.error)
+        say(f"internal error: {first_cause(result.error)}; see {place}")
     raise typer.Exit(result.exit_code)
 
 
@@ -61,6 +61,18 @@ def table_console() -> Console:
 
     # A log has no width of its own: never cut a figure there.
     return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+
+
+def saved(error: BaseException) -> str:
+    """Save the traceback of an error that no result folder holds; where it lies."""
+    import tempfile
+    import traceback
+
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="optimize-error-", suffix=".txt", delete=False
+    ) as file:
+        traceback.print_exception(error, file=file)
+    return file.name
 
 
 def say(sentence: str) -> None:

@@ -17,6 +17,7 @@ from optimize.errors import (
     EXIT_KEPT,
     EXIT_NONE,
     EXIT_UNDECIDED,
+    OptimizeError,
     first_cause,
 )
 from optimize.installed import versions
@@ -47,17 +48,30 @@ def finish(state: RunState, error: BaseException | None) -> Result:
     """Report a run, whatever ended it, and write its folder if it has one.
 
     Raises:
-        InputError, OptimizeError: the folder cannot be written.
+        InputError, OptimizeError: the folder cannot be written, and nothing else ended the run.
     """
     report = _report(state, error)
-    artefact = state.artefacts.get(report.chosen) if report.chosen else None
     folder = state.request.folder
     if folder is None:
         return Result(report, None, None, error)
-    if error is not None and output.is_result(folder) and any(folder.glob("model.*")):
+    if error is None:
+        result = _written(state, report, folder, None)
+        output.remove(interrupted_folder(folder))  # this run went on from there
+        return result
+    if output.is_result(folder) and any(folder.glob("model.*")):
         # An earlier verdict stands; what came of this run lies beside it.
         folder = interrupted_folder(folder)
+    try:
         output.check_writable(folder)
+        return _written(state, report, folder, error)
+    except OptimizeError as problem:  # which must not hide what ended the run
+        report = replace(report, notes=(*report.notes, f"the report was not written: {problem}"))
+        return Result(report, None, None, error)
+
+
+def _written(state: RunState, report: Report, folder: Path, error: BaseException | None) -> Result:
+    """Write everything into a folder."""
+    artefact = state.artefacts.get(report.chosen) if report.chosen else None
     manifest = _manifest(state, report, artefact, folder)
     profiles = state.screening.profiles() if state.screening else {}
     shelf = state.screening.records if state.screening else None
@@ -77,8 +91,6 @@ def finish(state: RunState, error: BaseException | None) -> Result:
     if error is not None and not isinstance(error, KeyboardInterrupt):
         extra["error.txt"] = "".join(traceback.format_exception(error)).encode()
     path = output.write(folder, reports.shareable(report).to_json(), manifest, artefact, extra)
-    if error is None:
-        output.remove(interrupted_folder(folder))  # this run went on from there
     return Result(report, folder, path, error)
 
 
