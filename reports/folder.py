@@ -43,7 +43,7 @@ def for_run(
     Returns:
         The files by name, and why some are missing in words; None if none is.
     """
-    packed = samples.pack(profiles)
+    packed = samples.pack({without_paths(name): found for name, found in profiles.items()})
     view = View(shareable(report), samples.unpack(packed))
     found = {SAMPLES: packed, MARKDOWN: markdown(view).encode()}
     if quick:

@@ -15,7 +15,7 @@ from made_reports import EVERY, hostile, many, none_kept, profile
 
 from optimize.errors import InputError
 from optimize.reports import folder as reports
-from optimize.reports.samples import pack
+from optimize.reports.samples import pack, unpack
 from optimize.results.output import add, write
 
 DRAWN = {"report.html", "report.md"} | {
@@ -178,3 +178,9 @@ def test_an_added_file_is_whole_or_not_there(folder: Path, monkeypatch: pytest.M
             add(folder, {"report.md": b"second"})
     assert (folder / "report.md").read_text() == "first"
     assert holds_its_digests(folder)
+
+
+def test_timings_go_by_the_names_that_the_report_gives() -> None:
+    chain = "distill{hook=/home/ann/hooks.py:train}"
+    found, _ = reports.for_run(none_kept().report, {chain: profile(40.0, 400)}, quick=True)
+    assert list(unpack(found["samples.npz"])) == ["distill{hook=hooks.py:train}"]
