@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from optimize.budgets.accuracy import METRICS, Metric, custom
 from optimize.budgets.budget import Floor
+from optimize.budgets.metrics import METRICS, Metric, custom
 from optimize.errors import InputError, nearest
 from optimize.models import data as samples
 from optimize.models.data import Array, Dataset

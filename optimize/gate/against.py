@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from optimize.budgets.accuracy import Accuracy, Outputs, compare
+from optimize.budgets.accuracy import Accuracy, compare
 from optimize.budgets.regression import (
     MOST_CHUNKS,
     Loss,
@@ -24,6 +24,7 @@ from optimize.budgets.regression import (
     is_look,
     ratios,
 )
+from optimize.budgets.scores import Outputs
 from optimize.cache.store import Store
 from optimize.errors import InputError, WorkerError
 from optimize.gate.cases import Gate

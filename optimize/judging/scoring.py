@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from optimize.budgets.accuracy import RESAMPLES, Accuracy, Outputs, Scores, compare
+from optimize.budgets.accuracy import Accuracy, compare
+from optimize.budgets.scores import RESAMPLES, Outputs, Scores
 from optimize.judging.candidate import Candidate
 from optimize.models.data import Array
 from optimize.models.run import Difference, difference

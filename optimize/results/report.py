@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from optimize.budgets.accuracy import METRICS, Accuracy
+from optimize.budgets.accuracy import Accuracy
 from optimize.budgets.budget import PERCENTILES, Budget, Floor
+from optimize.budgets.metrics import METRICS
 from optimize.budgets.profile import Profile, percentile_bounds, relative_samples
 from optimize.budgets.verdict import Status
 from optimize.errors import InputError

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from optimize.budgets.accuracy import METRICS
 from optimize.budgets.budget import Budget, Floor
+from optimize.budgets.metrics import METRICS
 from optimize.errors import InputError
 from optimize.installed import versions
 from optimize.models.model import FILE_NAME, file_digest

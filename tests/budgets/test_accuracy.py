@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from scipy.stats import binom, binomtest
 from sklearn import metrics as sk
 
-from optimize.budgets.accuracy import METRICS, Accuracy, Outputs, compare
+from optimize.budgets.accuracy import Accuracy, compare
 from optimize.budgets.budget import Floor
+from optimize.budgets.metrics import METRICS
+from optimize.budgets.scores import Outputs
 from optimize.errors import InputError
 
 Array = NDArray[Any]

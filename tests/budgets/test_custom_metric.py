@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from sklearn import metrics as sk
 
-from optimize.budgets import accuracy
-from optimize.budgets.accuracy import METRICS, Accuracy, Metric, compare, custom
+from optimize.budgets.accuracy import Accuracy, compare
+from optimize.budgets.metrics import METRICS, Metric, custom
 from optimize.errors import InputError
 
 Array = NDArray[Any]
@@ -55,7 +55,7 @@ def refusing_ranking(outputs: Array, labels: Array) -> float:
 @pytest.fixture
 def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Enough for an interval, and quick with scikit-learn's functions."""
-    monkeypatch.setattr(accuracy, "RESAMPLES", 200)
+    monkeypatch.setattr("optimize.budgets.scores.RESAMPLES", 200)
 
 
 def scores(count: int = 200, classes: int = 4, seed: int = 0) -> tuple[Array, Array]:
