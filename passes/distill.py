@@ -74,7 +74,7 @@ class Distill(Pass):
 
     def apply(self, model: Model, context: Context) -> PassResult:
         """Train a copy; the chain's own module stays as it was."""
-        from optimize.models.export import load_program, save_program
+        from optimize.models.program import load_program, save_program
         from optimize.passes.training.batches import Batches
         from optimize.passes.training.checkpoint import checkpoint_folder, is_unfinished
 
@@ -141,7 +141,7 @@ class Student(Pass):
         """Build it, and check that it takes the same inputs and gives the same outputs."""
         from dataclasses import replace
 
-        from optimize.models.export import load_program, save_program
+        from optimize.models.program import load_program, save_program
         from optimize.passes.training.batches import Batches
         from optimize.passes.training.hooks import build_student
 

@@ -150,7 +150,8 @@ class Int8(Pass):
 
         The last part tells whether the training was cut short.
         """
-        from optimize.models.export import export_program, load_program, save_program
+        from optimize.models.export import export_program
+        from optimize.models.program import load_program, save_program
         from optimize.passes.training.batches import Batches
         from optimize.passes.training.checkpoint import checkpoint_folder, is_unfinished
         from optimize.passes.training.options import DistillOptions

@@ -53,7 +53,7 @@ class Compile(Pass):
             raise NotNow("torch's AOTInductor needs a C++ compiler, and there is none")
         import torch
 
-        from optimize.models.export import dynamic_shapes, load_program
+        from optimize.models.program import dynamic_shapes, load_program
 
         program = load_program(model.path)
         path = context.folder / "model.pt2"

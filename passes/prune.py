@@ -133,7 +133,7 @@ class Prune(Pass):
         return self._mask(proto, context)
 
     def _module(self, model: Model, context: Context) -> PassResult:
-        from optimize.models.export import load_program, save_program
+        from optimize.models.program import load_program, save_program
         from optimize.passes.training.batches import Batches
         from optimize.passes.training.mask import mask_module
         from optimize.passes.training.prune import prune_module

@@ -167,7 +167,7 @@ class RememberedExport:
             return load_and_export(source, arch, trust_pickle, probe, inputs, folder)
         key = key_of(
             {
-                "export": file_digest(Path(inspect.getfile(load_and_export))),
+                "export": _code_digest(),
                 "source": [source.kind, source.digest],
                 "arch": [str(Path(arch).resolve()), fingerprint(arch)] if arch else None,
                 "trust": trust_pickle,
@@ -197,6 +197,11 @@ class RememberedExport:
         }
         with _gathered(models, folder / "kept") as kept:
             self._store.put(key, kept, meta, link=_linkable(models))
+
+
+def _code_digest() -> str:
+    """Of what loads sources and exports them."""
+    return file_digest(*sorted(Path(inspect.getfile(load_and_export)).parent.glob("*.py")))
 
 
 def _exported(entry: Entry) -> Exported:

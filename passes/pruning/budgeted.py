@@ -77,7 +77,7 @@ def _graph_start(step: Prune, proto: Any, model: Model, context: Context) -> Gra
 
 
 def _module(step: Prune, model: Model, context: Context) -> PassResult:
-    from optimize.models.export import load_program, save_program
+    from optimize.models.program import load_program, save_program
 
     start = _module_start(step, load_program(model.path), model, context)
     before = start.described()
@@ -96,7 +96,7 @@ def _module(step: Prune, model: Model, context: Context) -> PassResult:
 
 
 def _module_start(step: Prune, program: Any, model: Model, context: Context) -> ModuleCut:
-    from optimize.models.export import load_program
+    from optimize.models.program import load_program
     from optimize.passes.prune import MODULE_MULTIPLE
     from optimize.passes.training.batches import Batches
     from optimize.passes.training.cuttable import ModuleCut, numbers

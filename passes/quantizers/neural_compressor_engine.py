@@ -36,7 +36,7 @@ def quantize(model: Model, calibration: Dataset, context: Context) -> PassResult
         ) from error
     import torch
 
-    from optimize.models.export import dynamic_shapes, load_program
+    from optimize.models.program import dynamic_shapes, load_program
 
     calibration = calibration.first(SAMPLES)
     program = load_program(model.path)
@@ -68,7 +68,7 @@ def quantize(model: Model, calibration: Dataset, context: Context) -> PassResult
 def _packaged(converted: Any, program: Any, model: Model, context: Context) -> Model:
     import torch
 
-    from optimize.models.export import flat_dynamic_shapes
+    from optimize.models.program import flat_dynamic_shapes
     from optimize.passes.lower import compile_package
 
     path = context.folder / "model.pt2"
@@ -84,7 +84,7 @@ def _packaged(converted: Any, program: Any, model: Model, context: Context) -> M
 def _exported(converted: Any, program: Any, model: Model, context: Context) -> Model:
     import torch
 
-    from optimize.models.export import flat_dynamic_shapes
+    from optimize.models.program import flat_dynamic_shapes
 
     made = torch.onnx.export(
         converted,

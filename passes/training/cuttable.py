@@ -11,8 +11,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from optimize.models.export import Program, save_program
 from optimize.models.model import Model, Signature
+from optimize.models.program import Program, save_program
 from optimize.passes.pruning.cuttable import relative_error
 from optimize.passes.pruning.search import Widths, levels
 from optimize.passes.training.batches import Batch

@@ -21,8 +21,9 @@ from optimize.building.build import Builder, Sources, Variant
 from optimize.errors import InputError, NotApplicable, WorkerError
 from optimize.models import runtimes
 from optimize.models.data import Dataset
-from optimize.models.export import export, export_program, load_program, save_program
+from optimize.models.export import export, export_program
 from optimize.models.model import Model
+from optimize.models.program import load_program, save_program
 from optimize.models.runtimes import find_runtime, runtime_names
 from optimize.models.source import detect, load
 from optimize.passes.base import Context, Pass, PassResult
