@@ -290,15 +290,15 @@ def _read_npz(path: Path, purpose: str) -> dict[str, Array]:
             why = "is a single array; write an .npz" if alone else "is no readable .npz"
             raise InputError(f"{purpose} {path} {why}")
         with np.load(path, allow_pickle=False) as archive:
-            if not all(isinstance(archive[name], np.ndarray) for name in archive.files):
-                raise InputError(f"{purpose} {path} is a zip archive of something else than arrays")
-            arrays = {name: _native(archive[name]) for name in archive.files}
+            arrays = {name: archive[name] for name in archive.files}
     # What is damaged shows in the sizes that it claims, in a checksum, or in what is unpacked.
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, MemoryError,
             RuntimeError) as error:  # fmt: skip
         why = "holds pickled objects" if "allow_pickle" in str(error) else "is no readable .npz"
         raise InputError(f"{purpose} {path} {why}") from error
-    return arrays
+    if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+        raise InputError(f"{purpose} {path} is a zip archive of something else than arrays")
+    return {name: _native(array) for name, array in arrays.items()}
 
 
 def _from_folder(path: Path, purpose: str) -> Dataset:
@@ -334,7 +334,7 @@ def _named(inputs: Any) -> dict[str, Array]:
         return {str(name): _native(value) for name, value in inputs.items()}
     if isinstance(inputs, (tuple, list)):
         return {f"input{i}": _native(value) for i, value in enumerate(inputs)}
-    return {"input0": np.asarray(inputs)}
+    return {"input0": _native(inputs)}
 
 
 def _collect(

@@ -84,7 +84,8 @@ def _beside(path: Path) -> list[Path]:
     """Files in the same folder, and code in its sub-packages, that a file may depend on."""
     entries = sorted(path.parent.glob("*"))
     code = "\n".join(e.read_text(errors="ignore") for e in entries if e.suffix == ".py")
-    named = {entry for entry in entries if re.search(rf"\b{re.escape(entry.name)}\b", code)}
+    likely = [entry for entry in entries if entry.name in code]  # of thousands, quickly
+    named = {entry for entry in likely if re.search(rf"\b{re.escape(entry.name)}\b", code)}
     found = {e for e in entries if e.is_file() and (e.suffix in _CODE_OR_DATA or e in named)}
     for folder in named - found:
         found |= {*folder.glob("*.py"), *folder.glob("*/*.py")}

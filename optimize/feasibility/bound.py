@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -145,7 +146,7 @@ class Bounder:
         """Measure the device's peaks; the higher ones are kept."""
         self._glanced, self._looked, key = False, True, key_of(self._peak_parts())
         try:
-            with self.store.turn(shared=False) if self.store else contextlib.nullcontext():
+            with self._turn():
                 peaks = source.peaks.either(self._measured(SECONDS))
             self.source = Bounds.of(source.cost, peaks, self.threads)
             if self.store is not None:
@@ -155,6 +156,12 @@ class Bounder:
             self._give_up(error)
         finally:
             self.close()
+
+    def _turn(self) -> contextlib.AbstractContextManager[None]:
+        """Alone on the device, unless another run takes longer than a time limit could bear."""
+        if self.store is None:
+            return contextlib.nullcontext()
+        return self.store.turn(shared=False, deadline=time.monotonic() + MEASURE_S)
 
     def bound(self, model: Model, chain: Chain) -> float | None:
         """The least milliseconds of an artefact in the runtime and precision that serve it."""
