@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from optimize.errors import InputError, first_cause
 from optimize.models.data import Dataset
 from optimize.models.model import Model
-from optimize.worker import session_options
+from optimize.worker import SPINNING, session_options
 
 Array = NDArray[Any]
 
@@ -46,7 +46,8 @@ def open_session(model: Model) -> Any:
     import onnxruntime
 
     try:
-        options = session_options(dict(model.config), 0)
+        # Idle threads that spin would hinder what other processes do meanwhile.
+        options = session_options({SPINNING: "0", **dict(model.config)}, 0)
         return onnxruntime.InferenceSession(
             str(model.path), options, providers=["CPUExecutionProvider"]
         )

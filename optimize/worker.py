@@ -147,8 +147,9 @@ STEADY_CALLS = 40  # that tell whether a model is warm
 
 
 def session_options(config: dict[str, str], threads: int) -> Any:
-    """Onnxruntime's session options; the key ``graph_optimization_level`` takes ALL, BASIC, ...
+    """Onnxruntime's session options.
 
+    The key ``graph_optimization_level`` takes ALL, EXTENDED, BASIC or DISABLE_ALL,
     ``intra_op_num_threads`` replaces ``threads``; other keys are onnxruntime's own.
     """
     import onnxruntime
@@ -160,7 +161,8 @@ def session_options(config: dict[str, str], threads: int) -> Any:
     for key, value in config.items():
         if key == GRAPH_LEVEL:
             levels = onnxruntime.GraphOptimizationLevel
-            options.graph_optimization_level = getattr(levels, f"ORT_ENABLE_{value}")
+            name = value if value == "DISABLE_ALL" else f"ENABLE_{value}"
+            options.graph_optimization_level = getattr(levels, f"ORT_{name}")
         elif key == THREADS:
             options.intra_op_num_threads = int(value)
         else:

@@ -12,7 +12,7 @@ from typing import Any
 
 from optimize.models.model import FILE_NAME, Model, Signature, graphs, link_or_copy, tensors
 from optimize.passes.base import INLINE_MOST, Context
-from optimize.worker import GRAPH_LEVEL, session_options
+from optimize.worker import GRAPH_LEVEL, SPINNING, session_options
 
 WITHOUT = "optimization.disable_specified_optimizers"
 _CONSTANTS_IR = 4  # the first version whose weights need not be inputs, too
@@ -101,7 +101,8 @@ def open_session(graph: Path | bytes, level: str = "ALL", without: str = "") -> 
     """
     import onnxruntime
 
-    config = {GRAPH_LEVEL: level}
+    # Idle threads that spin would hinder what other processes build meanwhile.
+    config = {GRAPH_LEVEL: level, SPINNING: "0"}
     if without:
         config[WITHOUT] = without
     return onnxruntime.InferenceSession(

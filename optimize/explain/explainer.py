@@ -14,7 +14,7 @@ from optimize.explain.why import why_not_faster
 from optimize.models.data import Dataset
 from optimize.models.model import Model
 from optimize.models.runtimes import DEFAULT_RUNTIME
-from optimize.processes.child import Child, Children
+from optimize.processes.child import Children
 
 LAYER_SAMPLES = 8
 
@@ -45,12 +45,12 @@ class Explainer:
     """Explains variants of one source; graphs are read and run in the child process."""
 
     def __init__(
-        self, child: Child | Children, source: Subject, isa: Sequence[str], samples: Dataset
+        self, child: Children, source: Subject, isa: Sequence[str], samples: Dataset
     ) -> None:
         """Look at the source once.
 
         Args:
-            child: where graphs are loaded.
+            child: where graphs are loaded: several subjects may be explained at once.
             source: what all variants are compared with.
             isa: the device's instruction sets.
             samples: inputs to compare layers on.

@@ -11,6 +11,7 @@ import json
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -52,6 +53,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 # The most that they may take; measuring, once for a device, takes three where nothing hinders it.
 COUNT_S, MEASURE_S = 5, 10
+# Larger models are not counted beside others that are built: together they might not fit.
+AHEAD_BYTES = 1 << 30
 # Of calls whose shapes differ, that share may be smaller than what is counted: less than half, so
 # that the bound holds for the median and all that is above it, in samples drawn at random, too.
 SMALLER = 0.3
@@ -84,6 +87,8 @@ class Bounder:
     source: Bounds | None = None
     temporary: Path | None = None
     _child: Child = field(init=False)
+    _costs: dict[str, Cost] = field(default_factory=dict)
+    _counting: ThreadPoolExecutor | None = None
     _sample: Mapping[str, Array] = field(default_factory=dict)
     _glanced: bool = False
     _looked: bool = False
@@ -116,6 +121,20 @@ class Bounder:
         finally:
             self.close()
         return self.source
+
+    def count_ahead(self, model: Model) -> None:
+        """Count a model's operations beside what goes on: its bound will be asked for."""
+        if self.source is None or model.format != "onnx" or model.size_bytes > AHEAD_BYTES:
+            return
+        self._child.start()  # by this thread, with which it ends
+        self._counting = self._counting or ThreadPoolExecutor(1)
+        self._counting.submit(self._cost, model)  # if it fails, that is told when it is asked for
+
+    def rest(self) -> None:
+        """Wait until all is counted that was to be, so that the device is at rest."""
+        if self._counting is not None:
+            self._counting.shutdown()
+        self.close()
 
     def infeasible(self, budgets: Sequence[Budget], threads: int) -> Infeasible | None:
         """Which latency budget no variant can meet; None if none is out of reach.
@@ -215,8 +234,17 @@ class Bounder:
     def close(self) -> None:
         """End the process that counts; the next model starts another."""
         self._child.close()
+        if self._counting is not None:
+            self._counting.shutdown(cancel_futures=True)
+            self._counting = None
 
     def _cost(self, model: Model) -> Cost:
+        """What a call of a model needs; it is counted once."""
+        if model.digest not in self._costs:
+            self._costs[model.digest] = self._counted(model)
+        return self._costs[model.digest]
+
+    def _counted(self, model: Model) -> Cost:
         shapes = {name: [str(a.dtype), *a.shape] for name, a in self._sample.items()}
         what = {"cost": COST_VERSION, "model": model.digest, "inputs": shapes}
         key = key_of({**what, "onnxruntime": self.versions.get("onnxruntime")})

@@ -25,7 +25,7 @@ from optimize.judging.turns import Turns
 from optimize.judging.verdicts import Judging
 from optimize.observer import Observer
 from optimize.prepare import Prepared
-from optimize.processes.child import Child, Children
+from optimize.processes.child import Children
 from optimize.profiling.confirm import FRESH_PROCESSES, Confirmation, processes
 from optimize.profiling.measure import Contender, Limits
 from optimize.request import Request
@@ -219,25 +219,34 @@ class Screening:
         """What was measured of every variant, as its row shows it."""
         return {c.contender.name: c.contender.profile for c in self._candidates if c.shown}
 
-    def explain(self, child: Child | Children, isa: Sequence[str], limits: Limits) -> None:
+    def explain(self, children: Children, isa: Sequence[str], limits: Limits) -> None:
         """Say of every variant that was profiled what limits it, and where its accuracy went."""
-        samples, source = self.prepared.evaluation, self._candidates[0].subject
+        source = self._candidates[0].subject
         models = {str(c.variant.chain): c.model for c in self._candidates}
-        explainer: Explainer | None = None  # it looks at the source, so only if it is needed
-        for candidate in self._candidates[1:]:
-            if not candidate.kernels or not candidate.shown or limits.expired:
-                continue
+        open_ones: list[tuple[Candidate, Subject, dict[str, Any]]] = []
+        for candidate in (c for c in self._candidates[1:] if c.kernels and c.shown):
             before = comparable(candidate.variant.chain, models)
             subject = replace(candidate.subject, before=before)
             told = {"subject": _told(subject), "than": _told(source)}
             parts = {"explanation": told, "isa": list(isa), "data": self._keys.evaluated}
             known = self.records.recall(parts)
             if known is None:
-                explainer = explainer or Explainer(child, source, isa, samples)
-                with self.records.busy(limits.deadline):
-                    known = explainer.explain(subject)
-                self.records.keep(parts, known, f"explanation of {candidate.variant.name}")
-            candidate.explanation = tuple(known)
+                open_ones.append((candidate, subject, parts))
+            else:
+                candidate.explanation = tuple(known)
+        if not open_ones or limits.expired:
+            return
+        with self.records.busy(limits.deadline), children.threads(len(open_ones)) as pool:
+            explainer = Explainer(children, source, isa, self.prepared.evaluation)
+
+            def explain_one(subject: Subject) -> tuple[str, ...] | None:
+                return None if limits.expired else explainer.explain(subject)
+
+            found = pool.map(explain_one, [subject for _, subject, _ in open_ones])
+            for (candidate, _, parts), sentences in zip(open_ones, found, strict=True):
+                if sentences is not None:
+                    self.records.keep(parts, sentences, f"explanation of {candidate.variant.name}")
+                    candidate.explanation = sentences
 
     def close(self) -> None:
         """End all worker processes."""

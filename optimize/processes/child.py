@@ -207,6 +207,10 @@ class Children:
             self._free.put(child)
         self._stopped = False
 
+    def __len__(self) -> int:
+        """How many there may be."""
+        return len(self._all)
+
     def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """See :meth:`Child.call`."""
         child = self._free.get()

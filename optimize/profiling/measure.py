@@ -32,7 +32,7 @@ REFERENCE_EVERY = 4
 INFORMATIVE_CALLS = 100
 INFORMATIVE_NS = 2_000_000_000
 # Until the p99 has an upper bound at 99%, for which 459 calls are the fewest; or so long.
-COMPARED_CALLS, COMPARED_NS = 500, 10_000_000_000
+COMPARED_CALLS, COMPARED_NS = 500, 5_000_000_000
 # onnxruntime's idle threads spin on for some 50 ms and would disturb whoever is timed next.
 SPIN_NS = 50_000_000
 # What marks a block as disturbed: fixed work that took longer than usual, tasks that waited for a

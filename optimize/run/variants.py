@@ -65,7 +65,12 @@ def build_all(state: RunState, folder: Path, observer: Observer) -> list[Variant
         observer.step(len(seen), str(variant.chain))
         if take_up(state, variant):
             built.append(variant)
-    return built + _steps(state, builder, built)
+            if state.bounder and variant.model:
+                state.bounder.count_ahead(variant.model)
+    steps = _steps(state, builder, built)
+    if state.bounder:
+        state.bounder.rest()
+    return built + steps
 
 
 def _bench(state: RunState, prepared: Prepared, chains: Sequence[Chain]) -> Trial | None:
@@ -84,7 +89,7 @@ def _times(chain: Chain) -> bool:
 
 
 def _each(state: RunState, builder: Builder, chains: Sequence[Chain]) -> Iterator[Variant]:
-    """Build chains on all cores that are to help, in their order.
+    """Build chains on all cores that are to help, and give them in their order.
 
     Those that time candidates come last, one by one: nothing else may run beside them.
     """
@@ -92,12 +97,26 @@ def _each(state: RunState, builder: Builder, chains: Sequence[Chain]) -> Iterato
     together = [chain for chain in chains if not _times(chain)]
     with state.children.threads(len(together)) as pool:
         try:
-            yield from pool.map(build, together)
+            builds = {chain: pool.submit(build, chain) for chain in _slow_first(state, together)}
+            for chain in together:
+                yield builds[chain].result()
         except BaseException:
             if state.store:
                 state.store.stop()  # or the pool would wait for what its threads wait for
             raise
     yield from map(build, filter(_times, chains))
+
+
+def _slow_first(state: RunState, chains: Sequence[Chain]) -> Sequence[Chain]:
+    """The order in which chains are begun: one that calibrates goes before all others.
+
+    It takes longest, and would leave the other cores idle at the end. The others keep the plan's
+    order, which matters where a time limit cuts it short.
+    """
+    slow = next((chain for chain in chains if chain.needs_calibration), None)
+    if slow is None or len(state.children) == 1:
+        return chains
+    return [slow, *(chain for chain in chains if chain != slow)]
 
 
 def _executor(state: RunState) -> Execute:

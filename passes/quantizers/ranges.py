@@ -52,13 +52,16 @@ def activation_ranges(
         "entropy": CalibrationMethod.Entropy,
         "percentile": CalibrationMethod.Percentile,
     }
+    observed = model.with_name("augmented.onnx")
     calibrator = create_calibrator(
         model,
         list(ops),
-        augmented_model_path=str(model.with_name("augmented.onnx")),
+        augmented_model_path=str(observed),
         calibrate_method=methods[method],
         use_external_data_format=large,
     )
+    # Its own session's threads spin, which hinders what is built meanwhile.
+    calibrator.infer_session = open_session(observed, "DISABLE_ALL")
     calibrator.collect_data(_reader(samples))
     return calibrator.compute_data()
 

@@ -66,6 +66,28 @@ def test_peaks_and_costs_are_kept(graph: Any, rows: Dataset, store: Store) -> No
     assert again.bound(model, Chain.parse("fold")) == first.source.ms["float32"]
 
 
+def test_what_is_counted_beside_the_builds_is_not_counted_again(
+    graph: Any, rows: Dataset
+) -> None:
+    known, source, rival = bounder(None), graph.linear(), graph.linear(constants=True)
+    assert known.judge_source(source, rows) is not None
+    known.count_ahead(rival)
+    known.rest()
+    known._child = NoChild()  # type: ignore[assignment]
+    assert known.bound(rival, Chain.parse("fold")) is not None
+
+
+def test_what_could_not_be_counted_beside_the_builds_has_no_bound(
+    graph: Any, rows: Dataset, tmp_path: Path
+) -> None:
+    known = bounder(None)
+    assert known.judge_source(graph.linear(), rows) is not None
+    gone = replace(graph.linear(), path=tmp_path / "gone.onnx", digest="gone")
+    known.count_ahead(gone)
+    known.rest()
+    assert known.bound(gone, Chain.parse("fold")) is None
+
+
 def test_a_glance_says_what_is_possible_and_a_longer_look_what_is_not(
     graph: Any, rows: Dataset, store: Store
 ) -> None:
@@ -93,7 +115,7 @@ def test_peaks_of_a_disturbed_moment_refuse_nothing(
     model, budget = graph.linear(), Budget.parse("p99=50ms")
     once = bounder(store)
     peaks = once.judge_source(model, rows).peaks  # type: ignore[union-attr]
-    slow = replace(peaks, gops={kind: speed / 1e6 for kind, speed in peaks.gops.items()})
+    slow = replace(peaks, gops={kind: speed / 1e8 for kind, speed in peaks.gops.items()})
     key = key_of(once._peak_parts())
     store.put(key, json.dumps(asdict(slow)).encode(), {"what": "peaks"})
     again = bounder(store)
