@@ -66,9 +66,7 @@ def test_peaks_and_costs_are_kept(graph: Any, rows: Dataset, store: Store) -> No
     assert again.bound(model, Chain.parse("fold")) == first.source.ms["float32"]
 
 
-def test_what_is_counted_beside_the_builds_is_not_counted_again(
-    graph: Any, rows: Dataset
-) -> None:
+def test_what_is_counted_beside_the_builds_is_not_counted_again(graph: Any, rows: Dataset) -> None:
     known, source, rival = bounder(None), graph.linear(), graph.linear(constants=True)
     assert known.judge_source(source, rows) is not None
     known.count_ahead(rival)
