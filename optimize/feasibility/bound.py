@@ -163,10 +163,14 @@ class Bounder:
 
     def _look(self, source: Bounds) -> None:
         """Measure the device's peaks; the higher ones are kept."""
-        self._glanced, self._looked, key = False, True, key_of(self._peak_parts())
+        glanced, key = self._glanced, key_of(self._peak_parts())
+        self._glanced, self._looked = False, True
         try:
             with self._turn():
-                peaks = source.peaks.either(self._measured(SECONDS))
+                seen = self._measured(SECONDS)
+            peaks = source.peaks.either(seen)
+            if glanced:
+                peaks = replace(peaks, bandwidth_gbs=seen.bandwidth_gbs)
             self.source = Bounds.of(source.cost, peaks, self.threads)
             if self.store is not None:
                 self.store.drop(key)

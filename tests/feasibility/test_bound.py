@@ -20,6 +20,7 @@ from optimize.building.plan import built_in
 from optimize.cache.entries import key_of
 from optimize.cache.store import Store
 from optimize.feasibility.bound import Bounder, _in_time, changes_architecture, typical
+from optimize.feasibility.peaks import Peaks
 from optimize.feasibility.roofline import Bounds
 from optimize.models.data import Dataset
 from optimize.passes.chain import Chain
@@ -105,6 +106,19 @@ def test_a_glance_says_what_is_possible_and_a_longer_look_what_is_not(
     assert all(settled.ms[precision] <= seen.ms[precision] for precision in seen.ms)
     known._child = NoChild()  # type: ignore[assignment]
     assert known.infeasible([Budget.parse("p99=1ns")], 1) == found
+
+
+def test_a_glance_may_take_a_cache_for_the_memory_and_is_not_kept_as_such(
+    graph: Any, rows: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = bounder(None)
+    cached = Peaks({"float32": 50.0, "int8": 200.0}, 400.0, 5.0, winograd=False)
+    measured = iter([cached, replace(cached, gops={"float32": 40.0}, bandwidth_gbs=20.0)])
+    monkeypatch.setattr(known, "_measured", lambda _: next(measured))
+    assert known.judge_source(graph.linear(), rows) is not None
+    known.settle()
+    assert known.source is not None
+    assert known.source.peaks == replace(cached, bandwidth_gbs=20.0)
 
 
 def test_peaks_of_a_disturbed_moment_refuse_nothing(
