@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import math
@@ -35,14 +36,21 @@ STYLES: dict[str, tuple[str, str]] = {
 LABEL = 44
 
 
+def load() -> None:
+    """Import what draws, if it is installed, which takes a second."""
+    # It tells of a font cache that it cannot write, which costs a second and concerns nobody.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.CRITICAL)
+    with contextlib.suppress(ImportError):
+        import matplotlib.figure  # noqa: F401
+
+
 def pictures(view: View) -> dict[str, bytes]:
     """The files by name; those that have nothing to show are left out.
 
     Raises:
         InputError: matplotlib is not installed.
     """
-    # It tells of a font cache that it cannot write, which costs a second and concerns nobody.
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.CRITICAL)
+    load()
     try:
         import matplotlib as mpl
         from matplotlib.figure import Figure

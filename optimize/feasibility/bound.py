@@ -76,6 +76,7 @@ class Bounder:
         hurried: whether there is no time to measure peaks that are not known yet.
         temporary: where the counting process has its temporary files; None for the system's.
         source: bounds of the source; None if there are none.
+        glanced: whether its peaks are those of a glance.
     """
 
     device: Device
@@ -85,12 +86,12 @@ class Bounder:
     notes: list[str] = field(default_factory=list)
     hurried: bool = False
     source: Bounds | None = None
+    glanced: bool = False
     temporary: Path | None = None
     _child: Child = field(init=False)
     _costs: dict[str, Cost] = field(default_factory=dict)
     _counting: ThreadPoolExecutor | None = None
     _sample: Mapping[str, Array] = field(default_factory=dict)
-    _glanced: bool = False
     _looked: bool = False
 
     def __post_init__(self) -> None:
@@ -114,12 +115,10 @@ class Bounder:
         try:
             self._sample = typical(samples)
             cost, peaks = self._cost(model), self._known_peaks()
-            self._glanced = peaks is None
-            self.source = Bounds.of(cost, peaks or self._measured(GLANCE_S), self.threads)
+            self.glanced = peaks is None
+            self.source = Bounds.of(cost, peaks or self._glance(), self.threads)
         except Exception as error:  # noqa: BLE001  an estimate never ends a run
             self._give_up(error)
-        finally:
-            self.close()
         return self.source
 
     def count_ahead(self, model: Model) -> None:
@@ -134,7 +133,7 @@ class Bounder:
         """Wait until all is counted that was to be, so that the device is at rest."""
         if self._counting is not None:
             self._counting.shutdown()
-        self.close()
+            self._counting = None
 
     def infeasible(self, budgets: Sequence[Budget], threads: int) -> Infeasible | None:
         """Which latency budget no variant can meet; None if none is out of reach.
@@ -158,13 +157,13 @@ class Bounder:
 
     def settle(self) -> None:
         """Measure in full what was glanced at, and keep it."""
-        if self.source is not None and self._glanced:
+        if self.source is not None and self.glanced:
             self._look(self.source)
 
     def _look(self, source: Bounds) -> None:
         """Measure the device's peaks; the higher ones are kept."""
-        glanced, key = self._glanced, key_of(self._peak_parts())
-        self._glanced, self._looked = False, True
+        glanced, key = self.glanced, key_of(self._peak_parts())
+        self.glanced, self._looked = False, True
         try:
             with self._turn():
                 seen = self._measured(SECONDS)
@@ -260,7 +259,19 @@ class Bounder:
         return cost
 
     def _known_peaks(self) -> Peaks | None:
-        text = self.store.document(key_of(self._peak_parts())) if self.store else None
+        return self._kept_peaks(self._peak_parts())
+
+    def _glance(self) -> Peaks:
+        """Peaks of one round; those of an earlier run, if it was ended before it looked longer."""
+        parts = {**self._peak_parts(), "glance": True}
+        peaks = self._kept_peaks(parts)
+        if peaks is None:
+            peaks = self._measured(GLANCE_S)
+            self._keep(key_of(parts), asdict(peaks), "peaks of this device, at a glance")
+        return peaks
+
+    def _kept_peaks(self, parts: Mapping[str, Any]) -> Peaks | None:
+        text = self.store.document(key_of(parts)) if self.store else None
         return None if text is None else Peaks(**json.loads(text))
 
     def _measured(self, seconds: float) -> Peaks:

@@ -6,6 +6,7 @@ import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
+from threading import Thread
 
 from optimize.building.build import Variant
 from optimize.cache.records import Records
@@ -23,6 +24,7 @@ from optimize.passes.chain import Chain
 from optimize.prepare import load_rival, prepare
 from optimize.processes.child import Children
 from optimize.processes.scratch import run_folder
+from optimize.reports import pictures
 from optimize.request import Request
 from optimize.results import output
 from optimize.results.report import Result
@@ -181,6 +183,8 @@ def _bound(state: RunState) -> None:
     """Find out how fast each artefact could be at best."""
     if state.bounder is not None:
         state.bounder.hurried |= state.limits(1.0).expired
+        if state.bounder.glanced:
+            Thread(target=pictures.load, daemon=True).start()  # one core is free meanwhile
         state.bounder.settle()
         for name, model in state.artefacts.items():
             state.bounds[name] = state.bounder.bound(model, Chain.parse(name))
