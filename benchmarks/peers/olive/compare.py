@@ -68,6 +68,13 @@ WORKLOADS = (
             "fold,fuse,int8{mode=static}", "fold,fuse,fp16",
         ),
     ),
+    Workload(
+        "digits", "data.npz", "", 4872, "p99=10ms", 1,
+        (
+            "fold,fuse", "fold,fuse,int8{mode=dynamic}",
+            "fold,fuse,int8{mode=static}", "fold,fuse,fp16",
+        ),
+    ),
 )  # fmt: skip
 
 
