@@ -134,6 +134,8 @@ class Bounder:
         if self._counting is not None:
             self._counting.shutdown()
             self._counting = None
+        if self._child.foreign:  # it was started anew by the thread that ended, with which it ends
+            self._child.close()
 
     def infeasible(self, budgets: Sequence[Budget], threads: int) -> Infeasible | None:
         """Which latency budget no variant can meet; None if none is out of reach.
@@ -264,7 +266,8 @@ class Bounder:
     def _glance(self) -> Peaks:
         """Peaks of one round; those of an earlier run, if it was ended before it looked longer."""
         parts = {**self._peak_parts(), "glance": True}
-        peaks = self._kept_peaks(parts)
+        # Who has no time to look longer must not be refused by a glance.
+        peaks = None if self.hurried else self._kept_peaks(parts)
         if peaks is None:
             peaks = self._measured(GLANCE_S)
             self._keep(key_of(parts), asdict(peaks), "peaks of this device, at a glance")

@@ -104,7 +104,10 @@ def _each(state: RunState, builder: Builder, chains: Sequence[Chain]) -> Iterato
             if state.store:
                 state.store.stop()  # or the pool would wait for what its threads wait for
             raise
-    yield from map(build, filter(_times, chains))
+    for chain in filter(_times, chains):
+        if state.bounder:
+            state.bounder.rest()
+        yield build(chain)
 
 
 def _slow_first(state: RunState, chains: Sequence[Chain]) -> Sequence[Chain]:

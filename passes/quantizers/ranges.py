@@ -61,6 +61,7 @@ def activation_ranges(
         use_external_data_format=large,
     )
     # Its own session's threads spin, which hinders what is built meanwhile.
+    calibrator.infer_session = None  # or its weights would be held twice
     calibrator.infer_session = open_session(observed, "DISABLE_ALL")
     calibrator.collect_data(_reader(samples))
     return calibrator.compute_data()

@@ -121,6 +121,17 @@ def test_a_glance_may_take_a_cache_for_the_memory_and_is_not_kept_as_such(
     assert known.source.peaks == replace(cached, bandwidth_gbs=20.0)
 
 
+def test_a_kept_glance_refuses_nothing_where_there_is_no_time_to_look_longer(
+    graph: Any, rows: Dataset, store: Store
+) -> None:
+    killed = bounder(store)
+    assert killed.judge_source(graph.linear(), rows) is not None
+    killed.close()
+    again = replace(bounder(store), hurried=True)
+    assert again.judge_source(graph.linear(), rows) is None
+    assert again.infeasible([Budget.parse("p99=1ns")], 1) is None
+
+
 def test_peaks_of_a_disturbed_moment_refuse_nothing(
     graph: Any, rows: Dataset, store: Store
 ) -> None:
