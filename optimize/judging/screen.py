@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,10 +13,9 @@ from optimize.budgets.profile import Profile
 from optimize.budgets.verdict import Requirement
 from optimize.building.build import Variant
 from optimize.cache.records import Records
-from optimize.explain.explainer import Explainer, Subject
-from optimize.explain.layers import comparable
 from optimize.judging.candidate import LATE, Candidate
 from optimize.judging.evaluate import Evaluation
+from optimize.judging.explaining import Explaining
 from optimize.judging.keys import Keys
 from optimize.judging.settle import Settling
 from optimize.judging.standings import Standings
@@ -221,32 +219,10 @@ class Screening:
 
     def explain(self, children: Children, isa: Sequence[str], limits: Limits) -> None:
         """Say of every variant that was profiled what limits it, and where its accuracy went."""
-        source = self._candidates[0].subject
-        models = {str(c.variant.chain): c.model for c in self._candidates}
-        open_ones: list[tuple[Candidate, Subject, dict[str, Any]]] = []
-        for candidate in (c for c in self._candidates[1:] if c.kernels and c.shown):
-            before = comparable(candidate.variant.chain, models)
-            subject = replace(candidate.subject, before=before)
-            told = {"subject": _told(subject), "than": _told(source)}
-            parts = {"explanation": told, "isa": list(isa), "data": self._keys.evaluated}
-            known = self.records.recall(parts)
-            if known is None:
-                open_ones.append((candidate, subject, parts))
-            else:
-                candidate.explanation = tuple(known)
-        if not open_ones or limits.expired:
-            return
-        with self.records.busy(limits.deadline), children.threads(len(open_ones)) as pool:
-            explainer = Explainer(children, source, isa, self.prepared.evaluation)
-
-            def explain_one(subject: Subject) -> tuple[str, ...] | None:
-                return None if limits.expired else explainer.explain(subject)
-
-            found = pool.map(explain_one, [subject for _, subject, _ in open_ones])
-            for (candidate, _, parts), sentences in zip(open_ones, found, strict=True):
-                if sentences is not None:
-                    self.records.keep(parts, sentences, f"explanation of {candidate.variant.name}")
-                    candidate.explanation = sentences
+        explaining = Explaining(
+            self._candidates, self.prepared.evaluation, self.records, self._keys
+        )
+        explaining.explain(children, isa, limits)
 
     def close(self) -> None:
         """End all worker processes."""
@@ -413,10 +389,3 @@ class Screening:
             return 1
         candidate.unscreened = True
         return int(2 ** sum(c.unscreened for c in self._candidates))
-
-
-def _told(subject: Subject) -> dict[str, Any]:
-    """A subject as JSON."""
-    names = ("runtime", "threads", "operators", "p50_ns", "lost")
-    models = {"model": subject.model.identity, "before": subject.before and subject.before.identity}
-    return {name: getattr(subject, name) for name in names} | models
