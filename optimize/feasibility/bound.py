@@ -125,14 +125,20 @@ class Bounder:
         """Count a model's operations beside what goes on: its bound will be asked for."""
         if self.source is None or model.format != "onnx" or model.size_bytes > AHEAD_BYTES:
             return
-        self._child.start()  # by this thread, with which it ends
+        try:
+            self._child.start()  # by this thread, with which it ends
+        except OSError:
+            return  # it is tried again when the bound is asked for
         self._counting = self._counting or ThreadPoolExecutor(1)
         self._counting.submit(self._cost, model)  # if it fails, that is told when it is asked for
 
     def rest(self) -> None:
-        """Wait until all is counted that was to be, so that the device is at rest."""
+        """End what is counted beside other work, so that the device is at rest.
+
+        What was not begun is counted when it is asked for.
+        """
         if self._counting is not None:
-            self._counting.shutdown()
+            self._counting.shutdown(cancel_futures=True)
             self._counting = None
         if self._child.foreign:  # it was started anew by the thread that ended, with which it ends
             self._child.close()
@@ -238,10 +244,13 @@ class Bounder:
 
     def close(self) -> None:
         """End the process that counts; the next model starts another."""
+        counting, self._counting = self._counting, None
+        if counting is not None:  # what waits must not begin in a new process
+            counting.shutdown(wait=False, cancel_futures=True)
         self._child.close()
-        if self._counting is not None:
-            self._counting.shutdown(cancel_futures=True)
-            self._counting = None
+        if counting is not None:
+            counting.shutdown()
+            self._child.close()
 
     def _cost(self, model: Model) -> Cost:
         """What a call of a model needs; it is counted once."""

@@ -95,7 +95,7 @@ class Child:
                 self._unheard -= 1
             kind, value, trace = self._hear(process)
         except (EOFError, OSError, pickle.UnpicklingError) as error:
-            raise ChildDied(self._death()) from error
+            raise ChildDied(self._death(process)) from error
         except BaseException:
             self.close()  # interrupted in the middle of an exchange
             raise
@@ -130,16 +130,18 @@ class Child:
 
     def close(self) -> None:
         """End the process."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            for pipe in (self._process.stdin, self._process.stdout):
+        # Taken first: a thread whose call is cut off closes it, too.
+        process, self._process = self._process, None
+        log, self._log = self._log, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
                 with contextlib.suppress(OSError):
                     if pipe:
                         pipe.close()
-        if self._log is not None:
-            self._log.close()
-        self._process = self._log = None
+        if log is not None:
+            log.close()
         self._unheard = 0
 
     def _hear(self, process: subprocess.Popen[bytes]) -> tuple[str, Any, str]:
@@ -170,10 +172,9 @@ class Child:
             )
         return self._process
 
-    def _death(self) -> str:
-        assert self._process is not None  # a call is under way
+    def _death(self, process: subprocess.Popen[bytes]) -> str:
         try:
-            code = self._process.wait(5)
+            code = process.wait(5)
         except subprocess.TimeoutExpired:
             code = 0
         said = self._last_words()
@@ -181,10 +182,11 @@ class Child:
         return f"its process {ending(code)}{said}"
 
     def _last_words(self) -> str:
-        if self._log is None:
+        log = self._log
+        if log is None or log.closed:
             return ""
-        self._log.seek(0)
-        lines = self._log.read()[-2000:].decode(errors="replace").strip().splitlines()
+        log.seek(0)
+        lines = log.read()[-2000:].decode(errors="replace").strip().splitlines()
         return f": {lines[-1][:200]}" if lines else ""
 
 

@@ -183,7 +183,7 @@ def _bound(state: RunState) -> None:
     """Find out how fast each artefact could be at best."""
     if state.bounder is not None:
         state.bounder.hurried |= state.limits(1.0).expired
-        if state.bounder.glanced:
+        if state.bounder.glanced and state.device.granted_cores > 1:
             Thread(target=pictures.load, daemon=True).start()  # one core is free meanwhile
         state.bounder.settle()
         for name, model in state.artefacts.items():

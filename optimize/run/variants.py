@@ -65,7 +65,7 @@ def build_all(state: RunState, folder: Path, observer: Observer) -> list[Variant
         observer.step(len(seen), str(variant.chain))
         if take_up(state, variant):
             built.append(variant)
-            if state.bounder and variant.model:
+            if state.bounder and variant.model and len(state.children) > 1:
                 state.bounder.count_ahead(variant.model)
     steps = _steps(state, builder, built)
     if state.bounder:

@@ -37,6 +37,22 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield opened
 
 
+@pytest.fixture(autouse=True)
+def _ended(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """End the processes of all that a test has made."""
+    made: list[Bounder] = []
+    begin = Bounder.__post_init__
+
+    def noted(self: Bounder) -> None:
+        begin(self)
+        made.append(self)
+
+    monkeypatch.setattr(Bounder, "__post_init__", noted)
+    yield
+    for one in made:
+        one.close()
+
+
 def bounder(store: Store | None) -> Bounder:
     return Bounder(LocalTarget().device(), 1, VERSIONS, store)
 
