@@ -29,12 +29,14 @@ class Source:
         kind: what it is by content; ``checkpoint`` is any ``torch.save`` file.
         digest: SHA-256 of its content (of the weights and configuration for a folder).
         size_bytes: of the same files.
+        model: what was read of it, for ONNX; None for what must be exported.
     """
 
     path: Path
     kind: Kind
     digest: str
     size_bytes: int
+    model: Model | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def detect(path: Path) -> Source:
     kind = _kind(path)
     if kind == "onnx":
         model = Model.read(path)
-        return Source(path, kind, model.digest, model.size_bytes)
+        return Source(path, kind, model.digest, model.size_bytes, model)
     return Source(path, kind, file_digest(path), path.stat().st_size)
 
 
@@ -85,10 +87,9 @@ def load(source: Source, arch: str | None, trusted: bool) -> Loaded:
     Raises:
         InputError: it cannot be loaded, or needs ``--arch`` or ``--trust-pickle``.
     """
-    if source.kind == "onnx":
-        model = Model.read(source.path)
-        names = tuple(spec.name for spec in model.signature.inputs)
-        return Loaded(source, model, names, names)
+    if source.model is not None:
+        names = tuple(spec.name for spec in source.model.signature.inputs)
+        return Loaded(source, source.model, names, names)
     _require_torch(source)
     if source.kind == "torchscript":
         return _load_torchscript(source)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from threading import Thread
 
@@ -108,6 +110,7 @@ def _attempt(state: RunState, folder: Path, observer: Observer) -> BaseException
 
 def _stages(state: RunState, folder: Path, observer: Observer) -> None:
     observer.stage("load and export", 0)
+    _load_ahead(state, import_module, "scipy.special")  # what judges
     request = state.request
     if not request.as_is:
         state.bounder = _bounder(state)
@@ -183,12 +186,18 @@ def _bound(state: RunState) -> None:
     """Find out how fast each artefact could be at best."""
     if state.bounder is not None:
         state.bounder.hurried |= state.limits(1.0).expired
-        if state.bounder.glanced and state.device.granted_cores > 1:
-            Thread(target=pictures.load, daemon=True).start()  # one core is free meanwhile
+        if state.bounder.glanced and state.request.folder is not None:
+            _load_ahead(state, pictures.load)
         state.bounder.settle()
         for name, model in state.artefacts.items():
             state.bounds[name] = state.bounder.bound(model, Chain.parse(name))
         state.bounder.close()
+
+
+def _load_ahead(state: RunState, load: Callable[..., object], *given: str) -> None:
+    """Import what is needed later while this process waits for another, or for a disk."""
+    if state.device.granted_cores > 1:
+        Thread(target=load, args=given, daemon=True).start()
 
 
 def _records(state: RunState) -> Records:
