@@ -6,10 +6,10 @@ import pickletools
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from optimize.errors import InputError, first_cause
-from optimize.models.usercode import call
+from optimize.models.usercode import call, fingerprints
 
 # What data-parallel and compiling wrappers put before every key.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
@@ -37,19 +37,39 @@ def _is_tensor_part(name: str) -> bool:
     )
 
 
+def pickled_code(path: Path) -> dict[str, Any]:
+    """What the classes of a pickled module depend on, as far as it can be told, as JSON.
+
+    Nothing is imported or run to find out; a file that cannot be read depends on nothing.
+    """
+    try:
+        if not zipfile.is_zipfile(path):
+            return fingerprints(_legacy_globals(path))
+        with zipfile.ZipFile(path) as archive:
+            pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            with archive.open(pickles[0]) as stream:
+                return fingerprints(_imports(stream))
+    except Exception:  # noqa: BLE001  loading it will say what is wrong
+        return {}
+
+
 def _legacy_globals(path: Path) -> set[str]:
-    names: set[str] = set()
     with path.open("rb") as stream:
         # Magic number, protocol version, system information, then the object itself.
-        for _ in range(4):
-            recent: list[str] = []
-            for opcode, argument, _ in pickletools.genops(stream):
-                if opcode.name == "GLOBAL":
-                    names.add(str(argument).replace(" ", "."))
-                elif opcode.name == "STACK_GLOBAL":
-                    names.add(".".join(recent[-2:]))
-                elif isinstance(argument, str):
-                    recent.append(argument)
+        return set().union(*(_imports(stream) for _ in range(4)))
+
+
+def _imports(stream: IO[bytes]) -> set[str]:
+    """The names that one pickle imports."""
+    names: set[str] = set()
+    recent: list[str] = []
+    for opcode, argument, _ in pickletools.genops(stream):
+        if opcode.name == "GLOBAL":
+            names.add(str(argument).replace(" ", "."))
+        elif opcode.name == "STACK_GLOBAL":
+            names.add(".".join(recent[-2:]))
+        elif isinstance(argument, str):
+            recent.append(argument)
     return names
 
 

@@ -8,7 +8,8 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable
+import sysconfig
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,23 @@ def fingerprint(reference: str) -> dict[str, Any]:
     ]
     content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
     return {"function": name, "content": content, "beside": beside, "installed": _installed()}
+
+
+def fingerprints(modules: Iterable[str]) -> dict[str, Any]:
+    """The same for modules that lie on the path and belong to no distribution, by name.
+
+    None of them is imported; what is installed or comes with Python is left out.
+    """
+    installed = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "purelib", "platlib"))
+    found = {}
+    for name in sorted({module.partition(".")[0] for module in modules}):
+        try:
+            spec = importlib.util.find_spec(name)
+        except (ImportError, ValueError):
+            continue
+        if spec and spec.has_location and not str(spec.origin).startswith(installed):
+            found[name] = fingerprint(f"{spec.origin}:")
+    return found
 
 
 def _beside(path: Path) -> list[Path]:

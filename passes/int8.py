@@ -41,6 +41,9 @@ class Int8(Pass):
     ``keep=N`` leaves the N layers in float that give back most accuracy for their time.
     ``recover=distill`` first trains the module for ``recovery`` batches with the rounding that
     static quantization will do, to give the float source's outputs: for what loses too much.
+    With ``engine=nncf``, ``drop`` asks for NNCF's accuracy control: it puts operators back to float
+    until the outputs' cosine to the source's falls by no more than that on the calibration samples,
+    which takes minutes.
     """
 
     name: ClassVar[str] = "int8"
@@ -64,6 +67,7 @@ class Int8(Pass):
     samples: int = 128
     recover: Literal["none", "distill"] = "none"
     recovery: int = 300
+    drop: float = 0.0
 
     def __post_init__(self) -> None:
         """Reject options that the mode or the engine does not have."""
@@ -85,10 +89,19 @@ class Int8(Pass):
             raise InputError(f"int8: recovery={self.recovery} is not at least 1")
         if self.recover == "distill" and (self.mode != "static" or self.per != "channel"):
             raise InputError("int8: recover=distill needs mode=static and per=channel")
-        if self.engine != "onnxruntime" and replace(self, engine="onnxruntime") != Int8(
-            "static", samples=self.samples
-        ):
-            raise InputError(f"int8: engine={self.engine} takes mode=static and samples only")
+        self._check_engine()
+
+    def _check_engine(self) -> None:
+        if self.drop and self.engine != "nncf":
+            raise InputError("int8: drop needs engine=nncf, whose accuracy control it asks for")
+        if not 0 <= self.drop < 1:
+            raise InputError(f"int8: drop={self.drop} is no share from 0 to below 1")
+        if self.engine == "onnxruntime":
+            return
+        plain = replace(self, engine="onnxruntime", drop=0.0)
+        if plain != Int8("static", samples=self.samples):
+            own = ", samples and drop" if self.engine == "nncf" else " and samples"
+            raise InputError(f"int8: engine={self.engine} takes mode=static{own} only")
 
     @property
     def needs_calibration(self) -> bool:
@@ -114,8 +127,8 @@ class Int8(Pass):
             from optimize.passes.quantizers import nncf_engine
 
             calibration = self._calibration(context)
-            transformer, overflows = has_attention(model), _overflows(context)
-            return nncf_engine.quantize(model, calibration, context, transformer, overflows)
+            scheme = nncf_engine.Scheme(has_attention(model), _overflows(context), self.drop)
+            return nncf_engine.quantize(model, calibration, context, scheme)
         if self.engine == "neural-compressor":
             from optimize.passes.quantizers import neural_compressor_engine
 

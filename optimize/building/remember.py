@@ -13,6 +13,7 @@ from typing import Any
 from optimize.cache.entries import Entry, key_of
 from optimize.cache.store import Store
 from optimize.errors import NotApplicable, NotNow
+from optimize.models.checkpoint import pickled_code
 from optimize.models.data import Dataset
 from optimize.models.export import Exported, load_and_export
 from optimize.models.model import Model, TensorSpec, file_digest, link_or_copy, specs
@@ -170,7 +171,7 @@ class RememberedExport:
                 "export": _code_digest(),
                 "source": [source.kind, source.digest],
                 "arch": [str(Path(arch).resolve()), fingerprint(arch)] if arch else None,
-                "trust": trust_pickle,
+                "trust": pickled_code(source.path) if trust_pickle else None,
                 "probe": probe.digest if probe else None,
                 "inputs": list(map(str, inputs)),
                 "versions": self._versions,

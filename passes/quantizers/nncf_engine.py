@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,49 +12,84 @@ import numpy as np
 from optimize.errors import NotApplicable
 from optimize.models.data import Dataset
 from optimize.models.model import Model
-from optimize.models.run import feed
+from optimize.models.run import feed, run
 from optimize.passes.base import Context, PassResult
 from optimize.passes.files import load_proto, save_proto, silent
+from optimize.passes.quantizers.agreement import Agreement
 
 
-def quantize(
-    model: Model, calibration: Dataset, context: Context, transformer: bool, overflows: bool = False
-) -> PassResult:
+@dataclass(frozen=True)
+class Scheme:
+    """What is asked of NNCF.
+
+    Attributes:
+        transformer: whether the model has attention, which is ruined if NNCF is not told.
+        overflows: halves the range of onnxruntime's weights, for CPUs whose sums of 8-bit products
+            overflow; for OpenVINO, NNCF's default is made.
+        drop: how far the outputs' cosine to the source's may fall; NNCF's accuracy control puts
+            operators back to float until it holds on the calibration samples. 0 for no control.
+    """
+
+    transformer: bool
+    overflows: bool = False
+    drop: float = 0.0
+
+
+def quantize(model: Model, calibration: Dataset, context: Context, scheme: Scheme) -> PassResult:
     """Quantize for the runtime that will serve: OpenVINO's own format, or QDQ for onnxruntime.
-
-    ``overflows`` halves the range of onnxruntime's weights, for CPUs whose sums of 8-bit products
-    overflow; for OpenVINO, NNCF's default is made.
 
     Raises:
         NotApplicable: NNCF or OpenVINO is not installed.
+        OptimizeError: accuracy control did not end by the context's deadline.
     """
     nncf = _nncf()
-    options: dict[str, Any] = {"subset_size": len(calibration)}
-    if transformer:
-        options["model_type"] = nncf.ModelType.TRANSFORMER  # without it, attention is ruined
-    samples = nncf.Dataset([feed(calibration.sample(i)) for i in range(len(calibration))])
     note = f"by NNCF {nncf.__version__} on {len(calibration)} samples"
+    if scheme.drop:
+        note += f", as much in float as a drop of {scheme.drop:g} in the outputs' cosine asks for"
+    make = _quantizer(nncf, model, calibration, context, scheme)
     if context.runtime == "openvino":
         openvino = _openvino()
         with silent():
-            quantized = nncf.quantize(
-                openvino.Core().read_model(str(model.path)), samples, **options
-            )
+            quantized = make(openvino.Core().read_model(str(model.path)))
             path = context.folder / "model.xml"
             openvino.save_model(quantized, str(path), compress_to_fp16=False)
         made = Model.of("openvino", (path, path.with_suffix(".bin")), model.signature)
         return PassResult(made, True, (note,))
-    if overflows:
-        options["advanced_parameters"] = nncf.AdvancedQuantizationParameters(
-            overflow_fix=nncf.OverflowFix.ENABLE
-        )
     with silent():
-        proto = nncf.quantize(load_proto(model), samples, **options)
+        proto = make(load_proto(model))
     shifted = unsigned_activations(proto)
     return PassResult(
         save_proto(proto, context),
         True,
         (note, f"{shifted} signed activations made unsigned, as x86's integer products take them"),
+    )
+
+
+def _quantizer(
+    nncf: Any, model: Model, calibration: Dataset, context: Context, scheme: Scheme
+) -> Callable[[Any], Any]:
+    """What quantizes a model in NNCF's own form, whatever the runtime."""
+    feeds = [feed(calibration.sample(i)) for i in range(len(calibration))]
+    options: dict[str, Any] = {"subset_size": len(feeds)}
+    if scheme.transformer:
+        options["model_type"] = nncf.ModelType.TRANSFORMER
+    halves = scheme.overflows and context.runtime != "openvino"
+    if halves:
+        advanced = nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE)
+    if not scheme.drop:
+        if halves:
+            options["advanced_parameters"] = advanced
+        return lambda source: nncf.quantize(source, nncf.Dataset(feeds), **options)
+    if halves:
+        options["advanced_quantization_parameters"] = advanced
+    judge = Agreement(feeds, run(model, calibration), context)
+    return lambda source: nncf.quantize_with_accuracy_control(
+        source,
+        nncf.Dataset(feeds),
+        nncf.Dataset(list(range(len(feeds)))),
+        judge,
+        max_drop=scheme.drop,
+        **options,
     )
 
 

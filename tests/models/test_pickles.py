@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 
 from optimize.errors import InputError
-from optimize.models.checkpoint import foreign_globals
+from optimize.models.checkpoint import foreign_globals, pickled_code
 from optimize.models.source import detect, load
 
 torch = pytest.importorskip("torch")
@@ -110,3 +112,30 @@ def test_plain_weights_need_no_trust(
     assert foreign_globals(path) == []
     loaded = load(detect(path), f"{digits_file}:build", trusted=False)
     assert torch.equal(loaded.program.head.weight, digits_net.head.weight)
+
+
+@pytest.mark.parametrize("zipped_format", [True, False])
+def test_code_that_a_pickle_imports_is_told_apart(
+    zipped_format: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By content, without importing it; what is installed does not count."""
+    code = tmp_path / "own_network.py"
+    code.write_text("import torch\nclass Net(torch.nn.Linear):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    net = importlib.import_module("own_network").Net(2, 2)
+    saved = tmp_path / "saved" / "model.pt"
+    saved.parent.mkdir()
+    torch.save(net, saved, _use_new_zipfile_serialization=zipped_format)
+    monkeypatch.delitem(sys.modules, "own_network")
+    before = pickled_code(saved)
+    assert list(before) == ["own_network"]
+    assert "own_network" not in sys.modules
+    code.write_text(code.read_text() + "# changed\n")
+    assert pickled_code(saved) != before
+
+
+def test_weights_alone_depend_on_no_code(tmp_path: Path) -> None:
+    torch.save({"weight": torch.ones(2)}, tmp_path / "model.pt")
+    assert pickled_code(tmp_path / "model.pt") == {}
+    (tmp_path / "broken.pt").write_bytes(b"PK\x03\x04 cut short")
+    assert pickled_code(tmp_path / "broken.pt") == {}

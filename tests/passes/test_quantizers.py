@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from optimize.errors import InputError, NotApplicable
+from optimize.errors import InputError, NotApplicable, OptimizeError
 from optimize.models.data import Dataset
 from optimize.models.model import Model
 from optimize.models.run import open_session
@@ -483,13 +484,15 @@ def test_signed_activations_become_unsigned_with_equal_outputs(graph: GraphMaker
         ("int8{mode=weights,keep=1}", "takes bits and algorithm only"),
         ("int8{mode=static,keep=-1}", "keep at least 0"),
         ("int8{mode=static,samples=0}", "samples must be at least 1"),
-        ("int8{mode=dynamic,engine=nncf}", "engine=nncf takes mode=static and samples only"),
+        ("int8{mode=dynamic,engine=nncf}", "engine=nncf takes mode=static, samples and drop only"),
         ("int8{mode=static,engine=nncf,per=tensor}", "engine=nncf takes mode=static"),
         ("int8{mode=static,engine=nncf,keep=2}", "engine=nncf takes mode=static"),
         ("int8{mode=static,engine=neural-compressor,symmetric=true}", "takes mode=static"),
         ("int8{mode=static,engine=neural-compressor,recover=distill}", "takes mode=static"),
         ("int8{mode=static,engine=nncf,recover=distill}", "takes mode=static"),
         ("int8{mode=static,engine=tensorrt}", "tensorrt is unknown"),
+        ("int8{mode=static,drop=0.01}", "drop needs engine=nncf"),
+        ("int8{mode=static,engine=nncf,drop=1}", "drop=1.0 is no share"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(text: str, message: str) -> None:
@@ -523,3 +526,26 @@ def test_nncf_halves_weights_where_products_overflow(
     ]
     assert weights
     assert most / 2 - 1 < max(np.abs(weight).max() for weight in weights) <= most
+
+
+def test_nncf_puts_operators_back_until_the_outputs_agree(
+    network: Model, digits_samples: Dataset, apply: Apply, cosine: Cosine
+) -> None:
+    pytest.importorskip("nncf")
+    few = digits_samples.take(range(8))
+    plain = apply("int8{mode=static,engine=nncf}", network, few).model
+    want = served(network, few)
+    allowed = (1 - cosine(served(plain, few), want)) / 3
+    text = f"int8{{mode=static,engine=nncf,drop={allowed:.2g}}}"
+    controlled = apply(text, network, few).model
+    assert 0 < controlled.count("QuantizeLinear") < plain.count("QuantizeLinear")
+    assert 1 - cosine(served(controlled, few), want) < 1.5 * allowed
+
+
+def test_accuracy_control_ends_with_the_time(
+    network: Model, digits_samples: Dataset, apply: Apply
+) -> None:
+    pytest.importorskip("nncf")
+    text = "int8{mode=static,engine=nncf,drop=0.000001}"
+    with pytest.raises(OptimizeError, match="did not end within the time limit"):
+        apply(text, network, digits_samples.take(range(4)), deadline=time.monotonic() - 1)
