@@ -145,6 +145,10 @@ class Request:
             raise InputError(f"--tune-session tunes {DEFAULT_RUNTIME}, which --runtime leaves out")
         if self.objective not in ("latency", "accuracy", "size"):
             raise InputError(f"--objective {self.objective} is none of latency, accuracy, size")
+        if self.chains and self.strategies:
+            raise InputError(
+                "--strategies chooses from the built-in plan, which --chain replaces; give one"
+            )
         if self.calibration and not self.data:
             raise InputError("--calibration needs --data, on which the accuracy is evaluated")
         self._check_training()

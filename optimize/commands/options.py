@@ -31,6 +31,12 @@ MetricName = Annotated[
         help="top1, top5, f1, mae, rmse, cosine, or file.py:function (higher is better).",
     ),
 ]
+ChainTexts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--chain", metavar="PASS,...", help="Only these, e.g. 'fold,fuse,int8{mode=dynamic}'."
+    ),
+]
 Strategies = Annotated[
     str | None,
     typer.Option(

@@ -90,7 +90,9 @@ class Turns:
                 for c in contenders
             ]
             calls = sum(c.profile.samples_ns.size for c in contenders)
-            text = f"{calls} calls timed, about {sum(left):.0f} s left"
+            text = f"{calls} calls timed"
+            if round(sum(left)):  # else nothing, or what nobody can foretell, is left
+                text += f", about {sum(left):.0f} s left"
             observer.step(len(self.standings.candidates) + done - 1 + left.count(0.0), text)
 
         time_in_turns(

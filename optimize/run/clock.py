@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from optimize.observer import Observer
 
+_IN_PARTS = ("confirm", "lower bound")  # stages that are shown part by part
+
 
 @dataclass
 class Clock:
@@ -25,7 +27,7 @@ class Clock:
     def stage(self, name: str, total: int) -> None:
         """A stage begins, and the one before is over."""
         self.stop()
-        self._stage = "confirm" if name.startswith("confirm ") else name
+        self._stage = next((whole for whole in _IN_PARTS if name.startswith(f"{whole} ")), name)
         self.observer.stage(name, total)
 
     def step(self, done: float, text: str) -> None:

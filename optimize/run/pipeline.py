@@ -148,7 +148,7 @@ def _stages(state: RunState, folder: Path, observer: Observer) -> None:
     screening.confirm(state.limits(1.0), observer)
     screening.close()
     if not request.as_is:
-        observer.stage("lower bound", 0)
+        observer.stage("lower bound of each variant", 0)
         _bound(state)
 
 

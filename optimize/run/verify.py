@@ -262,7 +262,8 @@ def _absolute(floor: Floor | None, report: Report, source: Path) -> Floor | None
     row = report.variant(report.chosen) if report.chosen else None
     if floor is None or floor.kind == "absolute" or row is None or row.accuracy is None:
         return floor
-    return Floor("absolute", row.accuracy.judged.limit(floor), metric)
+    limit = row.accuracy.judged.limit(floor)
+    return Floor("absolute", float(f"{limit:.12g}"), metric)  # 0.8137, not 0.8136999999999999
 
 
 def _differences(manifest: _Manifest, then: Report, now: Report, target: Target) -> list[str]:

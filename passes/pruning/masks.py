@@ -87,8 +87,11 @@ def _least(scores: Array, ratio: float) -> Array:
 
 
 def _weights(proto: Any) -> Iterator[tuple[str, tuple[Array, int]]]:
-    """Weights of convolutions and matrix products, each once, with the axis of their inputs."""
-    known, seen = constants(proto), set()
+    """Weights of convolutions and matrix products, each once, with the axis of their inputs.
+
+    What is an output, too, is not among them: it must stay as it is.
+    """
+    known, seen = constants(proto), {value.name for value in proto.graph.output}
     for node in proto.graph.node:
         transposed = node.op_type == "Gemm" and attribute(node, "transB", 0)
         axis = {"Conv": 1, "ConvTranspose": 0, "Gemm": 1 if transposed else 0, "MatMul": 0}

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from optimize.budgets.metrics import METRICS
-from optimize.errors import OptimizeError
 from optimize.passes.base import Context
 
 Outputs = Mapping[str, Any]
@@ -35,10 +34,10 @@ class Agreement:
             samples: their numbers.
 
         Raises:
-            OptimizeError: the deadline has passed.
+            TimeoutError: the deadline has passed.
         """
         if self._context.late:
-            raise OptimizeError("NNCF's accuracy control did not end within the time limit")
+            raise TimeoutError("NNCF's accuracy control did not end within the time limit")
         self._calls += 1
         self._context.progress(f"accuracy control, evaluation {self._calls}")
         run = _compiled if self._context.runtime == "openvino" else _session

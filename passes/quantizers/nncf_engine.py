@@ -40,7 +40,7 @@ def quantize(model: Model, calibration: Dataset, context: Context, scheme: Schem
 
     Raises:
         NotApplicable: NNCF or OpenVINO is not installed.
-        OptimizeError: accuracy control did not end by the context's deadline.
+        TimeoutError: accuracy control did not end by the context's deadline.
     """
     nncf = _nncf()
     note = f"by NNCF {nncf.__version__} on {len(calibration)} samples"

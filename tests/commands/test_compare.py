@@ -15,7 +15,7 @@ def test_a_comparison_needs_no_budget(
 ) -> None:
     words = (digits_onnx, "--data", digits_npz, "--threads", 1)
     out = tmp_path / "out"
-    done = optimize("compare", *words, "--strategies", "fp16", "--out", out, "--json")
+    done = optimize("compare", *words, "--chain", "fold,fuse,fp16", "--out", out, "--json")
     assert done.code == 0, done.stderr
     report = json.loads(done.stdout)
     assert [row["chain"] for row in report["variants"]] == ["source", "fold,fuse,fp16"]
@@ -33,3 +33,9 @@ def test_a_strategy_that_no_chain_has_is_refused(
     assert done.code == 2
     assert "--strategies fp32: no chain of the plan" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_chains_of_ones_own_leave_no_plan_to_choose_from(optimize: Run, digits_onnx: Path) -> None:
+    done = optimize("compare", digits_onnx, "--chain", "fold,fp16", "--strategies", "fp16")
+    assert done.code == 2
+    assert "--strategies chooses from the built-in plan, which --chain replaces" in done.stderr

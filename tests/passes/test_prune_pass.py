@@ -298,6 +298,25 @@ def test_two_of_four(graph: GraphMaker, rows: Dataset, apply: Apply) -> None:
         assert ((fours != 0).sum(-1) == 2).all()
 
 
+@pytest.mark.parametrize("kind", ["mask,ratio=0.5", "2:4"])
+def test_a_weight_that_is_an_output_keeps_its_values(
+    kind: str, graph: GraphMaker, rows: Dataset, apply: Apply, outputs: Outputs
+) -> None:
+    model = graph.linear()
+    proto = onnx.load(model.path)
+    shown = proto.graph.initializer[0]
+    proto.graph.output.append(
+        helper.make_tensor_value_info(shown.name, shown.data_type, shown.dims)
+    )
+    onnx.save(proto, model.path)
+    result = apply(f"prune{{kind={kind}}}", Model.read(model.path), rows, calibration=None)
+    weights = {t.name: t for t in onnx.load(result.model.path).graph.initializer}
+    np.testing.assert_array_equal(
+        numpy_helper.to_array(weights[shown.name]), numpy_helper.to_array(shown)
+    )
+    assert any((numpy_helper.to_array(t) == 0).sum() > 4 for t in weights.values())
+
+
 def test_a_quantized_model_is_refused(
     network: Model, digits_samples: Dataset, apply: Apply
 ) -> None:
