@@ -12,7 +12,8 @@ from optimize.errors import InputError
 from optimize.reports import figures, view
 from optimize.reports.view import Stage, View
 from optimize.reports.words import STATUS, facts, headline
-from optimize.results.report import LatencyReport, VariantReport
+from optimize.results.latency import LatencyReport
+from optimize.results.report import VariantReport
 
 PAGE = "report.html"
 ASSETS = Path(__file__).parent / "assets"

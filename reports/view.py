@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 
 from optimize.reports.samples import Timings
 from optimize.results.choose import may_lead, on_front
+from optimize.results.latency import LatencyReport
 from optimize.results.report import (
     AccuracyReport,
     BudgetReport,
-    LatencyReport,
     Report,
     VariantReport,
     higher_is_better,

@@ -12,12 +12,12 @@ from optimize.budgets.budget import Budget, Floor
 from optimize.budgets.profile import Block, Profile
 from optimize.reports.samples import pack, unpack
 from optimize.reports.view import View
+from optimize.results.latency import LatencyReport
 from optimize.results.report import (
     AccuracyReport,
     BudgetReport,
     DataReport,
     FloorReport,
-    LatencyReport,
     OperatorReport,
     Report,
     SettingsReport,

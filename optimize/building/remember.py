@@ -51,13 +51,13 @@ class Remembered:
             PassFailed: as the pass raises it; a failure may pass, so it is not kept.
         """
         key = key_of(self._parts(step, model, context))
-        with self._store.building(key, context.deadline):
+        with self._store.turns.building(key, context.deadline):
             entry = self._store.get(key)
             if entry is not None:
                 return _recall(entry, model)
             what = f"{step} of {model.digest[:12]}"
             try:
-                with self._store.turn(shared=not step.times, deadline=context.deadline):
+                with self._store.turns.turn(shared=not step.times, deadline=context.deadline):
                     result = self._execute(step, model, context)
             except NotApplicable as refusal:
                 # Another moment may be another answer.
@@ -177,11 +177,11 @@ class RememberedExport:
                 "versions": self._versions,
             }
         )
-        with self._store.building(key, self._deadline):
+        with self._store.turns.building(key, self._deadline):
             entry = self._store.get(key)
             if entry is not None:
                 return _exported(entry)
-            with self._store.turn(shared=True, deadline=self._deadline):
+            with self._store.turns.turn(shared=True, deadline=self._deadline):
                 exported = self._export(source, arch, trust_pickle, probe, inputs, folder)
             self._keep(key, exported, folder, f"export of {source.digest[:12]}")
             return exported

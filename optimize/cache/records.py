@@ -121,7 +121,7 @@ class Records:
         if self._store is None:
             yield
             return
-        with self._store.turn(shared=False, deadline=deadline):
+        with self._store.turns.turn(shared=False, deadline=deadline):
             yield
 
     @contextlib.contextmanager
@@ -130,7 +130,7 @@ class Records:
         if self._store is None:
             yield
             return
-        with self._store.turn(shared=True, deadline=deadline):
+        with self._store.turns.turn(shared=True, deadline=deadline):
             yield
 
     def _key(self, parts: Mapping[str, Any]) -> str:

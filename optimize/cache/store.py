@@ -30,13 +30,13 @@ from optimize.cache.entries import (
     read_entry,
     write_entry,
 )
-from optimize.errors import InputError, OptimizeError
+from optimize.cache.turns import Turns, make, why
+from optimize.errors import InputError
 from optimize.processes.locks import lock
 
 LAYOUT = "v1"
 TRAINING = f"{LAYOUT}/training"  # checkpoints, a folder for each training that was cut short
 DEFAULT_LIMIT = 20 * 10**9
-TURN_S = 0.1  # between two attempts to get a turn
 _KEY = re.compile("[0-9a-f]{64}")
 
 
@@ -72,10 +72,6 @@ class Cleared(NamedTuple):
     trainings: int = 0
 
 
-class Stopped(OptimizeError):
-    """Waiting for another run was given up, as this one ends."""
-
-
 class Store:
     """Entries in a folder, shared by any number of processes.
 
@@ -107,7 +103,7 @@ class Store:
         self._report = report
         self._said: set[str] = set()
         self._pins: dict[str, int] = {}
-        self._stopped = threading.Event()
+        self.turns = Turns(folder / LAYOUT, self._say)
         self._own = threading.RLock()  # over what this object holds: pins and workspace
         self._workspace: tuple[Path, int] | None = None
         self._entries, self._locks, self._work = (
@@ -138,7 +134,7 @@ class Store:
             self.drop(key)
             return None
         except OSError as error:  # such as too many open files: no fault of the entry
-            self._say(f"cache not read: {_why(error)} ({self.folder})")
+            self._say(f"cache not read: {why(error)} ({self.folder})")
             self.release(key)
             return None
         with contextlib.suppress(OSError):  # a cache of others may be read only
@@ -197,68 +193,8 @@ class Store:
                     return None
             return read_entry(self._place(key)) if self._pin(key) else None
         except (OSError, Damaged) as error:
-            self._say(f"cache not written: {_why(error)} ({self.folder})")
+            self._say(f"cache not written: {why(error)} ({self.folder})")
             return None
-
-    @contextlib.contextmanager
-    def building(self, key: str, deadline: float | None = None) -> Iterator[None]:
-        """Hold a key's lock: of several that build it one does, the others wait, then ``get`` it.
-
-        Args:
-            key: what is to be built.
-            deadline: on ``time.monotonic``: from then on, go ahead without.
-
-        Raises:
-            ValueError: the text is no key.
-            Stopped: :meth:`stop` was called while it waited.
-        """
-        descriptor = self._lock_key(key, deadline)
-        try:
-            yield
-        finally:
-            if descriptor is not None:
-                with contextlib.suppress(OSError):
-                    (self._locks / key).unlink()
-                os.close(descriptor)
-
-    @contextlib.contextmanager
-    def turn(self, *, shared: bool, deadline: float | None = None) -> Iterator[None]:
-        """Hold this store's turn to use the processor, so that no run disturbs another's timing.
-
-        Args:
-            shared: beside others that share it, as builds may, instead of alone, as timing must.
-            deadline: on ``time.monotonic``: from then on, go ahead without.
-        """
-        descriptor = None
-        with contextlib.suppress(OSError):  # a store that cannot be written has no turns
-            _make(self.folder / LAYOUT)
-            path = self.folder / LAYOUT / "turn"
-            while (descriptor := lock(path, shared=shared, create=True)) is None:
-                self._say("another run on the same cache was at work; this one waited for its turn")
-                if not self._wait(deadline):
-                    break
-        try:
-            yield
-        finally:
-            if descriptor is not None:
-                os.close(descriptor)
-
-    def stop(self) -> None:
-        """Have every thread that waits for another run give up, now and from now on."""
-        self._stopped.set()
-
-    def _wait(self, deadline: float | None) -> bool:
-        """Wait a moment for another run; False from the deadline on.
-
-        Raises:
-            Stopped: there is nothing to wait for any more.
-        """
-        if self._stopped.is_set():
-            raise Stopped("the run was ended while it waited for another")
-        if deadline is not None and time.monotonic() >= deadline:
-            return False
-        time.sleep(TURN_S)
-        return True
 
     def release(self, key: str) -> None:
         """Let an entry be evicted again: its path is not used any more."""
@@ -302,7 +238,7 @@ class Store:
             gone = [path.name for path in paths if self._evict(path)]
             ended = [path for path in trainings if self._evict(path)]
         except OSError as error:
-            raise InputError(f"cache not cleared: {_why(error)} ({self.folder})") from error
+            raise InputError(f"cache not cleared: {why(error)} ({self.folder})") from error
         size = sum(sizes.get(name, 0) for name in gone)
         in_use = len(paths) - len(gone) + len(trainings) - len(ended)
         return Cleared(len(gone), size, in_use, len(ended))
@@ -338,19 +274,6 @@ class Store:
                 self._pins[key] = descriptor
             return descriptor is not None
 
-    def _lock_key(self, key: str, deadline: float | None) -> int | None:
-        path = self._locks / self._place(key).name
-        try:
-            _make(self._locks)
-            while (descriptor := lock(path, create=True)) is None:
-                self._say(f"{key[:12]} is being built already; waiting for it")
-                if not self._wait(deadline):
-                    break
-            return descriptor
-        except OSError as error:
-            self._say(f"cache not written: {_why(error)} ({self.folder})")
-            return None
-
     @contextlib.contextmanager
     def _staging(self) -> Iterator[Path]:
         path = Path(tempfile.mkdtemp(dir=self._own_workspace()))
@@ -363,7 +286,7 @@ class Store:
         """A folder that this process holds locked: when the lock is free, its owner is dead."""
         with self._own:
             while self._workspace is None:
-                _make(self._work)
+                make(self._work)
                 path = Path(tempfile.mkdtemp(dir=self._work))
                 descriptor = lock(path)
                 if descriptor is not None:  # else another was tidying up just now, and took it
@@ -372,7 +295,7 @@ class Store:
 
     def _admit(self, key: str, staging: Path, size: int) -> bool:
         """Make room and move the entry in, both under one lock, so that the limit holds."""
-        _make(self._entries)
+        make(self._entries)
         guard = lock(self.folder / LAYOUT / "lock", create=True, wait=True)
         assert guard is not None  # it was created
         try:
@@ -433,10 +356,6 @@ class Store:
                     os.close(descriptor)
 
 
-def _make(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # models may be private
-
-
 def _move(source: Path, target: Path) -> None:
     try:
         source.rename(target)
@@ -451,7 +370,3 @@ def _listed(folder: Path) -> list[Path]:
         return sorted(folder.iterdir())
     except OSError:
         return []  # nothing was written yet, or we may not look
-
-
-def _why(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from optimize.budgets.budget import format_bytes, format_share
-from optimize.results.report import AccuracyReport, LatencyReport, Report, VariantReport
+from optimize.results.latency import LatencyReport
+from optimize.results.report import AccuracyReport, Report, VariantReport
 
 STYLES = {
     "kept": "green",

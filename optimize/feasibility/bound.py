@@ -191,7 +191,7 @@ class Bounder:
         """Alone on the device, unless another run takes longer than a time limit could bear."""
         if self.store is None:
             return contextlib.nullcontext()
-        return self.store.turn(shared=False, deadline=time.monotonic() + MEASURE_S)
+        return self.store.turns.turn(shared=False, deadline=time.monotonic() + MEASURE_S)
 
     def bound(self, model: Model, chain: Chain) -> float | None:
         """The least milliseconds of an artefact in the runtime and precision that serve it."""

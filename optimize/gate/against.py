@@ -203,7 +203,7 @@ class _Comparison:
             return
         with (
             Store(self.request.cache) as store,
-            store.turn(shared=False, deadline=self._limits.deadline),
+            store.turns.turn(shared=False, deadline=self._limits.deadline),
         ):
             yield
 

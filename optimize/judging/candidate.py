@@ -15,14 +15,8 @@ from optimize.errors import InputError, WorkerEnded, WorkerError
 from optimize.explain.explainer import Subject
 from optimize.models.model import Model
 from optimize.profiling.measure import Contender, Limits, open_worker
-from optimize.results.report import (
-    AccuracyReport,
-    LatencyReport,
-    OperatorReport,
-    RelativeReport,
-    StepReport,
-    VariantReport,
-)
+from optimize.results.latency import LatencyReport, RelativeReport
+from optimize.results.report import AccuracyReport, OperatorReport, StepReport, VariantReport
 from optimize.targets.base import Target
 
 SHOWN_OPERATORS = 8

@@ -18,7 +18,7 @@ from optimize.profiling.measure import (
     undecided,
 )
 from optimize.request import Request
-from optimize.results.report import RelativeReport
+from optimize.results.latency import RelativeReport
 
 # Who takes longer than a variant by more than this lets it go first.
 MUCH_FASTER = 0.7

@@ -102,7 +102,7 @@ def _each(state: RunState, builder: Builder, chains: Sequence[Chain]) -> Iterato
                 yield builds[chain].result()
         except BaseException:
             if state.store:
-                state.store.stop()  # or the pool would wait for what its threads wait for
+                state.store.turns.stop()  # or the pool would wait for what its threads wait for
             raise
     for chain in filter(_times, chains):
         if state.bounder:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optimize.budgets.profile import Block, Profile, paired_ratio, relative_samples
-from optimize.results.report import RelativeReport
+from optimize.results.latency import RelativeReport
 
 
 def profile(speeds: list[float], ns: float, offset: int, seed: int) -> Profile:

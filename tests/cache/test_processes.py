@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from optimize.cache.entries import key_of
-from optimize.cache.store import Stopped, Store
+from optimize.cache.store import Store
+from optimize.cache.turns import Stopped
 
 KEY = key_of({"chain": "fold"})
 VICTIM = Path(__file__).with_name("victim.py")
@@ -23,12 +24,13 @@ VICTIM = Path(__file__).with_name("victim.py")
 BUILD = """
 import os, sys, time
 from pathlib import Path
-from optimize.cache.store import Stopped, Store
+from optimize.cache.store import Store
+from optimize.cache.turns import Stopped
 folder, log, key = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 with Store(folder) as store:
     print("open", flush=True)
     sys.stdin.readline()
-    with store.building(key):
+    with store.turns.building(key):
         found = store.document(key)
         if found is None:
             with open(log, "a") as file:
@@ -42,9 +44,10 @@ print(found.decode(), flush=True)
 HOLD = """
 import sys, time
 from pathlib import Path
-from optimize.cache.store import Stopped, Store
+from optimize.cache.store import Store
+from optimize.cache.turns import Stopped
 store = Store(Path(sys.argv[1]))
-with store.building(sys.argv[2]), store._staging() as staging:
+with store.turns.building(sys.argv[2]), store._staging() as staging:
     (staging / "half").write_text("half written")
     print(staging, flush=True)
     time.sleep(600)
@@ -77,7 +80,7 @@ def test_of_eight_processes_one_builds_and_all_find(tmp_path: Path) -> None:
 
 
 def test_keys_are_locked_one_by_one(store: Store) -> None:
-    with store.building(KEY), store.building(key_of({"chain": "other"})):
+    with store.turns.building(KEY), store.turns.building(key_of({"chain": "other"})):
         pass  # nobody waits
 
 
@@ -93,7 +96,7 @@ def test_a_dead_builder_is_not_waited_for_and_its_leavings_go(tmp_path: Path) ->
     holder.wait()
     with Store(tmp_path, report=said.append) as store:
         assert not staging.parent.exists()
-        with store.building(KEY):
+        with store.turns.building(KEY):
             assert store.get(KEY) is None
     assert list((tmp_path / "v1" / "locks").iterdir()) == []
     assert said == []
@@ -103,7 +106,7 @@ def test_a_wait_is_said(tmp_path: Path) -> None:
     code = BUILD.replace(
         "Store(folder)", "Store(folder, report=lambda text: print(text, flush=True))"
     )
-    with Store(tmp_path / "cache") as store, store.building(KEY):
+    with Store(tmp_path / "cache") as store, store.turns.building(KEY):
         waiting = start(code, tmp_path / "cache", tmp_path / "log", KEY)
         assert waiting.stdin is not None
         assert waiting.stdout is not None
@@ -119,19 +122,19 @@ def test_a_run_that_ends_does_not_wait_for_another(tmp_path: Path) -> None:
     said: list[str] = []
     with (
         Store(tmp_path) as other,
-        other.building(KEY),
+        other.turns.building(KEY),
         Store(tmp_path, report=said.append) as store,
     ):
-        with store.building(KEY, deadline=time.monotonic()):
+        with store.turns.building(KEY, deadline=time.monotonic()):
             pass  # it goes ahead without
         assert said == [f"{KEY[:12]} is being built already; waiting for it"]
         with ThreadPoolExecutor() as pool:
-            waiting = pool.submit(lambda: store.building(KEY).__enter__())
+            waiting = pool.submit(lambda: store.turns.building(KEY).__enter__())
             assert not waiting.done()
-            store.stop()
+            store.turns.stop()
             with pytest.raises(Stopped):
                 waiting.result(60)
-        with pytest.raises(Stopped), store.turn(shared=True), store.building(KEY):
+        with pytest.raises(Stopped), store.turns.turn(shared=True), store.turns.building(KEY):
             raise AssertionError("it was not free")
 
 
@@ -171,7 +174,7 @@ def test_threads_exclude_each_other_too(store: Store) -> None:
     built: list[int] = []
 
     def build(number: int) -> bytes | None:
-        with store.building(KEY):
+        with store.turns.building(KEY):
             if store.document(KEY) is None:
                 built.append(number)
                 store.put(KEY, b"artefact")

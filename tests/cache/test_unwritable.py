@@ -31,7 +31,7 @@ old, new, size = sys.argv[2], sys.argv[3], int(sys.argv[4])
 with Store(Path(sys.argv[1]), report=said.append) as store:
     answers = []
     for _ in range(2):
-        with store.building(new):
+        with store.turns.building(new):
             found = store.document(old)
             answers.append([len(found) if found else None, store.put(new, b"n" * size) is not None])
 print(json.dumps([answers, said]))

@@ -24,7 +24,7 @@ OLD, NEW, LINKED = (key_of({"name": name}) for name in ("old", "new", "linked"))
 def write(folder: Path, made: Path) -> None:
     """Put two entries, of which the second evicts an older one, and rebuild a damaged one."""
     with Store(folder, LIMIT) as store:
-        with store.building(NEW):
+        with store.turns.building(NEW):
             store.put(NEW, b"n" * 3000, {"what": "new"})
         store.put(LINKED, made, link=True)
         store.release(NEW)

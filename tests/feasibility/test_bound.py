@@ -25,7 +25,8 @@ from optimize.feasibility.roofline import Bounds
 from optimize.models.data import Dataset
 from optimize.passes.chain import Chain
 from optimize.processes.child import Child, ChildDied
-from optimize.results.report import LatencyReport, VariantReport
+from optimize.results.latency import LatencyReport
+from optimize.results.report import VariantReport
 from optimize.targets.local import LocalTarget
 
 VERSIONS = {"onnxruntime": "1", "numpy": "1"}

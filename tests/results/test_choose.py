@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from optimize.budgets.budget import Budget, Floor
 from optimize.results.choose import Objective, frontier, nearest_miss, rank
-from optimize.results.report import AccuracyReport, LatencyReport, VariantReport
+from optimize.results.latency import LatencyReport
+from optimize.results.report import AccuracyReport, VariantReport
 
 OBJECTIVES: tuple[Objective, ...] = ("latency", "accuracy", "size")
 

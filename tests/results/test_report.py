@@ -13,12 +13,12 @@ from optimize.budgets.accuracy import Accuracy
 from optimize.budgets.budget import Budget, Floor
 from optimize.budgets.profile import Block, Profile
 from optimize.errors import InputError
+from optimize.results.latency import LatencyReport
 from optimize.results.report import (
     AccuracyReport,
     BudgetReport,
     DataReport,
     FloorReport,
-    LatencyReport,
     OperatorReport,
     Report,
     Result,

@@ -15,7 +15,8 @@ from optimize.models.attention import has_attention
 from optimize.models.runtimes import runtime_names
 from optimize.passes.chain import Chain
 from optimize.passes.int8 import Int8
-from optimize.results.report import AccuracyReport, LatencyReport, VariantReport
+from optimize.results.latency import LatencyReport
+from optimize.results.report import AccuracyReport, VariantReport
 from optimize.search.mixed import MOST_BASES, MOST_KEPT, Ladder, climb, ladders, reserve
 
 if TYPE_CHECKING:
