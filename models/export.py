@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from optimize.errors import InputError, first_cause, nearest
 from optimize.models import huggingface
 from optimize.models.data import Dataset, fit, labels_hint, synthetic
 from optimize.models.model import FILE_NAME, Model, TensorSpec
-from optimize.models.program import Example, Program, dynamic_shapes, load_program, save_program
+from optimize.models.program import Example, Program, load_program, save_program
+from optimize.models.routes import routes
 from optimize.models.run import Difference, difference, run
 from optimize.models.source import Loaded, Source, load
 
@@ -21,7 +22,6 @@ from optimize.models.source import Loaded, Source, load
 # graph computes something else.
 TOLERANCE = 1e-3
 CHECKED_SAMPLES = 4
-_SIDE_FILE_ABOVE = 2**31 - 2**26  # protobuf's limit is 2 GiB
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def _first_route(
 ) -> Exported:
     notes: list[str] = []
     path = folder / FILE_NAME
-    for name, route in _routes(loaded):
+    for name, route in routes(loaded):
         try:
             route(loaded, example, path)
             model = Model.read(path)
@@ -218,77 +218,6 @@ def _named(names: list[str], values: list[Any]) -> dict[str, Any]:
     more = [f"output {number}" for number in range(len(names), len(values))]
     padded = [*values, *[None] * (len(names) - len(values))]
     return dict(zip([*names, *more], padded, strict=True))
-
-
-Route = Callable[[Loaded, Example, Path], None]
-
-
-def _routes(loaded: Loaded) -> list[tuple[str, Route]]:
-    if loaded.source.kind == "torchscript":
-        return [
-            ("torch.onnx.export of the script", _script_route),
-            ("torch.onnx.export of the script converted to a program", _converted_route),
-        ]
-    if loaded.source.kind == "exported_program":
-        return [("torch.onnx.export of the exported program", _dynamo_route)]
-    return [
-        ("torch.onnx.export (dynamo)", _dynamo_route),
-        ("torch.onnx.export (trace)", _script_route),
-    ]
-
-
-def _dynamo_route(loaded: Loaded, example: Example, path: Path) -> None:
-    import torch
-
-    if loaded.source.kind == "exported_program":
-        program = torch.onnx.export(loaded.program, (), dynamo=True, verbose=False)
-    else:
-        program = torch.onnx.export(
-            loaded.program,
-            example.args,
-            input_names=list(example.names),
-            output_names=list(example.output_names) or None,
-            dynamic_shapes=dynamic_shapes(loaded, example),
-            dynamo=True,
-            verbose=False,
-        )
-    if program is None:
-        raise InputError("torch.onnx.export gave no program")
-    size = sum(
-        value.const_value.nbytes
-        for value in program.model.graph.initializers.values()
-        if value.const_value is not None
-    )
-    program.save(str(path), external_data=size > _SIDE_FILE_ABOVE)
-
-
-def _script_route(loaded: Loaded, example: Example, path: Path) -> None:
-    import torch
-
-    axes = {
-        name: {axis: f"{name}_{axis}" for axis in dynamic}
-        for name, dynamic in zip(example.names, example.dynamic, strict=True)
-    }
-    batched = all(0 in dynamic for dynamic in example.dynamic)
-    axes.update({name: {0: "batch"} for name in example.output_names if batched})
-    torch.onnx.export(
-        loaded.program,
-        example.args,
-        str(path),
-        input_names=list(example.names),
-        output_names=list(example.output_names) or None,
-        dynamic_axes=axes,
-        dynamo=False,
-        opset_version=18,
-    )
-
-
-def _converted_route(loaded: Loaded, example: Example, path: Path) -> None:
-    from torch._export.converter import TS2EPConverter
-
-    program = TS2EPConverter(loaded.program, example.args, {}).convert()
-    source = replace(loaded.source, kind="exported_program")
-    _dynamo_route(replace(loaded, source=source, program=program), example, path)
 
 
 def _bind(
