@@ -263,10 +263,11 @@ def _forget(layer: Any, channels: Sequence[int]) -> None:
     kinds = (torch.nn.modules.conv._ConvNd, torch.nn.Linear)
     if not isinstance(layer, kinds):
         return  # norms and depthwise layers pass channels on
-    groups = getattr(layer, "groups", 1)
-    transposed = getattr(layer, "transposed", False)
-    weight = layer.weight.data.transpose(0, 1) if transposed else layer.weight.data
+    groups, weight = getattr(layer, "groups", 1), layer.weight.data
     if groups > 1 and groups == layer.in_channels:
+        return
+    if getattr(layer, "transposed", False):  # its first axis is that of all inputs
+        weight[list(channels)] = 0
         return
     rows, columns = weight.shape[0] // groups, weight.shape[1]
     for channel in channels:
