@@ -141,7 +141,7 @@ def _alike(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
 
 def _cosine(outputs: Outputs, labels: Array | None, reference: Outputs) -> Scores:
     # The worst output counts: an embedding must not hide behind a pooled output that survived.
-    per_output = [_similarities(outputs[name], reference[name]) for name in outputs]
+    per_output = [_similarities(outputs[name], reference[name]) for name in reference]
     return Scores(np.min(np.array(per_output, np.float64), axis=0), mean)
 
 

@@ -205,8 +205,7 @@ def external_files(proto: Any) -> list[str]:
     """
     names = {
         entry.value
-        for graph in graphs(proto.graph)
-        for tensor in tensors(graph)
+        for tensor in _stored(proto)
         if tensor.data_location == 1  # TensorProto.EXTERNAL
         for entry in tensor.external_data
         if entry.key == "location"
@@ -219,13 +218,29 @@ def external_files(proto: Any) -> list[str]:
 
 def _check_lengths(proto: Any, path: Path) -> None:
     """Refuse external data that ends before the tensors which lie in it."""
-    for graph in graphs(proto.graph):
-        for tensor in tensors(graph):
-            place = {entry.key: entry.value for entry in tensor.external_data}
-            if tensor.data_location == 1 and "location" in place:
-                end = int(place.get("offset", 0)) + int(place.get("length", 0))
-                if end > (path.parent / place["location"]).stat().st_size:
-                    raise InputError(f"{path.parent / place['location']} is cut short")
+    for tensor in _stored(proto):
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        if tensor.data_location == 1 and "location" in place:
+            end = int(place.get("offset", 0)) + int(place.get("length", 0))
+            if end > (path.parent / place["location"]).stat().st_size:
+                raise InputError(f"{path.parent / place['location']} is cut short")
+
+
+def _stored(proto: Any) -> Iterable[Any]:
+    """Every tensor of a model that may lie in another file, those of its functions included."""
+    for whole in (proto.graph, *proto.functions):
+        for graph in graphs(whole):
+            yield from tensors(graph)
+            sparse = [*getattr(graph, "sparse_initializer", ())]
+            for node in graph.node:
+                for attribute in node.attribute:
+                    yield from attribute.tensors
+                    sparse += attribute.sparse_tensors
+                    sparse += (
+                        [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
+                    )
+            for one in sparse:
+                yield from (one.values, one.indices)
 
 
 def graphs(graph: Any) -> Iterable[Any]:
@@ -237,8 +252,8 @@ def graphs(graph: Any) -> Iterable[Any]:
 
 
 def tensors(graph: Any) -> Iterable[Any]:
-    """Weights of one graph: its initializers, and the values of its Constant nodes."""
-    yield from graph.initializer
+    """Weights of one graph or function: its initializers, and the values of its Constant nodes."""
+    yield from getattr(graph, "initializer", ())  # functions have none
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.HasField("t"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +30,7 @@ class Source:
         digest: SHA-256 of its content (of the weights and configuration for a folder).
         size_bytes: of the same files.
         model: what was read of it, for ONNX; None for what must be exported.
+        stamps: of its files when it was read, by which a later change shows.
     """
 
     path: Path
@@ -37,6 +38,21 @@ class Source:
     digest: str
     size_bytes: int
     model: Model | None = None
+    stamps: tuple[tuple[str, int, int, int], ...] = ()
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether its files are still those that were read."""
+        return self.stamps == _stamps([Path(name) for name, *_ in self.stamps])
+
+    def check(self) -> None:
+        """Refuse a source that is not what its digest tells any more.
+
+        Raises:
+            InputError: a file of it was replaced, written to or removed.
+        """
+        if not self.unchanged:
+            raise InputError(f"{self.path} changed while it was in use; run the command again")
 
 
 @dataclass(frozen=True)
@@ -69,11 +85,27 @@ def detect(path: Path) -> Source:
         raise InputError(f"{path} does not exist")
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty")
-    kind = _kind(path)
+    before, kind = _stamps([path]), _kind(path)
     if kind == "onnx":
         model = Model.read(path)
-        return Source(path, kind, model.digest, model.size_bytes, model)
-    return Source(path, kind, file_digest(path), path.stat().st_size)
+        found = Source(path, kind, model.digest, model.size_bytes, model, _stamps(model.members))
+    else:
+        found = Source(path, kind, file_digest(path), path.stat().st_size, stamps=before)
+    if not set(before) <= set(found.stamps):
+        raise InputError(f"{path} changed while it was in use; run the command again")
+    return found
+
+
+def _stamps(files: Sequence[Path]) -> tuple[tuple[str, int, int, int], ...]:
+    """Name, size, time of change and number of every file; -1 for what is not there."""
+    stamps = []
+    for file in files:
+        try:
+            told = file.stat()
+            stamps.append((str(file), told.st_size, told.st_mtime_ns, told.st_ino))
+        except OSError:
+            stamps.append((str(file), -1, -1, -1))
+    return tuple(stamps)
 
 
 def load(source: Source, arch: str | None, trusted: bool) -> Loaded:
@@ -111,8 +143,9 @@ def _detect_folder(path: Path) -> Source:
             "name a model file, or a Hugging Face folder"
         )
     files = [path / "config.json", *weights]
+    stamps = _stamps(files)
     size = sum(file.stat().st_size for file in files)
-    return Source(path, "huggingface", file_digest(*files), size)
+    return Source(path, "huggingface", file_digest(*files), size, stamps=stamps)
 
 
 def _kind(path: Path) -> Kind:

@@ -6,10 +6,12 @@ import contextlib
 import hashlib
 import importlib.util
 import inspect
+import itertools
+import os
 import re
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +70,8 @@ def fingerprint(reference: str) -> dict[str, Any]:
     """What a user's function depends on as far as it can be told, as JSON.
 
     Its file's content; name, size and time of change of the code and data beside it, which it may
-    import or load, and of whatever else lies there and is named in that code; and every
-    distribution that is installed.
+    import or load, and of whatever else lies there and is named in that code, of a folder all that
+    is below it, the first ``MOST_FILES``; and every distribution that is installed.
     """
     file, _, name = reference.rpartition(":")
     path = Path(file).resolve()
@@ -87,14 +89,22 @@ def fingerprints(modules: Iterable[str]) -> dict[str, Any]:
     None of them is imported; what is installed or comes with Python is left out.
     """
     installed = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "purelib", "platlib"))
-    found = {}
+    found: dict[str, Any] = {"installed": _installed()}
     for name in sorted({module.partition(".")[0] for module in modules}):
         try:
             spec = importlib.util.find_spec(name)
         except (ImportError, ValueError):
             continue
-        if spec and spec.has_location and not str(spec.origin).startswith(installed):
-            found[name] = fingerprint(f"{spec.origin}:")
+        if spec is None or spec.origin in ("built-in", "frozen"):
+            continue
+        folders = [*(spec.submodule_search_locations or ())]
+        if not str(spec.origin or folders[0]).startswith(installed):
+            found[name] = [
+                [str(file), file.stat().st_size, file.stat().st_mtime_ns]
+                for folder in folders
+                for file in _below(Path(folder))
+                if file.suffix in _CODE_OR_DATA
+            ] or fingerprint(f"{spec.origin}:")
     return found
 
 
@@ -104,10 +114,19 @@ def _beside(path: Path) -> list[Path]:
     code = "\n".join(e.read_text(errors="ignore") for e in entries if e.suffix == ".py")
     likely = [entry for entry in entries if entry.name in code]  # of thousands, quickly
     named = {entry for entry in likely if re.search(rf"\b{re.escape(entry.name)}\b", code)}
-    found = {e for e in entries if e.is_file() and (e.suffix in _CODE_OR_DATA or e in named)}
+    own = {e for e in entries if e.stem == path.stem}  # such as metric.txt of metric.py
+    found = {e for e in entries if e.is_file() and (e.suffix in _CODE_OR_DATA or e in named | own)}
     for folder in named - found:
-        found |= {*folder.glob("*.py"), *folder.glob("*/*.py")}
+        if not (folder / "manifest.json").is_file():  # a result folder changes with every run
+            found.update(itertools.islice(_below(folder), MOST_FILES))
     return sorted(found - {path})
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Files in a folder and all below, in one order; what Python writes there is left out."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if name != "__pycache__")
+        yield from (Path(place, name) for name in sorted(files))
 
 
 def code_digest(module: Any) -> str:
@@ -120,9 +139,11 @@ def code_digest(module: Any) -> str:
     return hashlib.sha256(b"".join(sorted(contents))).hexdigest()
 
 
+MOST_FILES = 10_000  # of a folder that is named in code
 _CONTENT = "__optimize_content__"  # of the file, when a module was made of it
 _CODE_OR_DATA = frozenset(
-    ".py .so .npy .npz .pt .pth .pkl .joblib .safetensors .onnx .csv .parquet".split()
+    ".py .so .npy .npz .pt .pth .pkl .pickle .joblib .safetensors .onnx .csv .tsv .parquet "
+    ".yaml .yml .toml .ini .cfg .h5 .hdf5 .bin .model".split()
 )
 
 

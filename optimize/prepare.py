@@ -16,7 +16,7 @@ from optimize.models import data as samples
 from optimize.models.data import Array, Dataset
 from optimize.models.export import Exported
 from optimize.models.model import Model
-from optimize.models.source import Source, detect
+from optimize.models.source import Source
 from optimize.models.usercode import call, is_reference, load_function
 from optimize.request import Request
 from optimize.results.report import DataReport
@@ -124,7 +124,7 @@ def prepare(request: Request, source: Source, folder: Path, export: Export) -> P
 
 
 def load_rival(
-    request: Request, path: Path, prepared: Prepared, folder: Path, export: Export
+    request: Request, source: Source, prepared: Prepared, folder: Path, export: Export
 ) -> Model:
     """Load another model that takes the same samples as the prepared one.
 
@@ -132,7 +132,8 @@ def load_rival(
         InputError: it cannot be loaded, or takes other inputs.
     """
     probe = samples.representative(prepared.evaluation)
-    exported = export(detect(path), request.arch, request.trust_pickle, probe, (), folder)
+    path = source.path
+    exported = export(source, request.arch, request.trust_pickle, probe, (), folder)
     samples.fit(prepared.evaluation, exported.model.signature.inputs, f"{path} and --data")
     outputs = [spec.name for spec in exported.model.signature.outputs]
     wanted = [spec.name for spec in prepared.exported.model.signature.outputs]

@@ -373,6 +373,7 @@ class Worker:
         # How long the last calls for outputs took, in nanoseconds.
         self._warm: deque[int] = deque(maxlen=STEADY_CALLS)
         self._scratch = Path(job["scratch"])
+        self._seen: set[int] = set()  # samples whose outputs in timed calls were looked at
         feed = self._samples.feed(0)
         start = time.perf_counter_ns()
         self._call(feed)
@@ -472,6 +473,7 @@ class Worker:
         plain = self._pre is None and self._post is None and self._runtime.memory is None
         samples = np.zeros(len(order), np.int64)  # zeros, so that its pages are touched now
         marks: list[list[int]] = [[] for _ in order]
+        names, nans = self._runtime.names, set[str]()
         gc.collect()
         led, until = 0, clock() + lead_ns
         while led < 2 or clock() < until:
@@ -483,6 +485,9 @@ class Worker:
             start = clock()
             outputs = run(feed) if plain else self._call_marked(feed, marks[i])
             samples[i] = clock() - start
+            if index not in self._seen and self._post is None:  # once each, not timed
+                self._seen.add(index)
+                nans |= {n for n, value in zip(names, outputs, strict=True) if _has_nan(value)}
             del outputs  # freed outside of the timed part
         fixed_work.append(canary())
         after = counters()
@@ -491,6 +496,7 @@ class Worker:
         return {
             "samples": _encoded(samples),
             "parts": {} if plain else _parts(marks),
+            "nans": sorted(nans),
             "peak_bytes": _peak(),
             "canary_ns": fixed_work,
             "elapsed_ns": clock() - begun,
@@ -620,6 +626,13 @@ def _steady(durations: list[int]) -> bool:
         and deviation <= 0.1
         and (quartiles <= 0.05).all()
     )
+
+
+def _has_nan(value: Any) -> bool:
+    import numpy as np
+
+    array = np.asarray(_as_array(value))
+    return array.dtype.kind == "f" and bool(np.isnan(array).any())
 
 
 def _as_array(value: Any) -> Any:

@@ -85,10 +85,20 @@ def compile_package(exported: Any, path: Path) -> None:
             )
             faithful = _faithful(exported, path)
         except Exception as error:
-            raise NotApplicable(f"AOTInductor cannot compile it: {first_cause(error)}") from error
+            kind = NotNow if _may_pass(error) else NotApplicable
+            raise kind(f"AOTInductor cannot compile it: {first_cause(error)}") from error
         if faithful:
             return
     raise NotApplicable("AOTInductor compiles it into something with other outputs")
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether the machine was short of something, so that the next attempt may go well."""
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:
+        causes.append(cause)
+    short = any(isinstance(cause, OSError | MemoryError) for cause in causes)
+    return short or any(word in str(error) for word in ("No space left", "Killed", "signal"))
 
 
 def _faithful(exported: Any, path: Path) -> bool:

@@ -12,6 +12,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import secrets
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -92,11 +93,13 @@ class Records:
         name, number, found = self._key(parts), 0, Profile(())
         while self._forgotten(self._key({**parts, "segment": number})):
             number += 1  # all segments go, or the later ones would come back behind fresh ones
-        number = 0
+        number, generation = 0, None
         while told := self.recall({**parts, "segment": number}):
-            found = _joined(found, told)
+            generation = told["generation"] if generation is None else generation
+            if told["generation"] == generation:  # else it outlived those before it, see _Kept
+                found = _joined(found, told)
             number += 1
-        self._kept[name] = _Kept(len(found.blocks), number)
+        self._kept[name] = _Kept(len(found.blocks), number, generation)
         return found
 
     def keep_profile(
@@ -110,9 +113,12 @@ class Records:
         spent = sum(int(block.samples_ns.sum()) for block in new)
         if not new or (spent < KEEP_EVERY_NS and not last):
             return
-        while self._store.document(self._key({**parts, "segment": kept.segments})) is not None:
+        while document := self._store.document(self._key({**parts, "segment": kept.segments})):
             kept.segments += 1  # another run has kept what it timed meanwhile
-        self.keep({**parts, "segment": kept.segments}, _told(profile, new), f"timings of {what}")
+            kept.generation = kept.generation or json.loads(document)["generation"]
+        kept.generation = kept.generation or secrets.token_hex(8)
+        told = {**_told(profile, new), "generation": kept.generation}
+        self.keep({**parts, "segment": kept.segments}, told, f"timings of {what}")
         kept.blocks, kept.segments = len(profile.blocks), kept.segments + 1
 
     @contextlib.contextmanager
@@ -148,10 +154,15 @@ class Records:
 
 @dataclass
 class _Kept:
-    """How many of a profile's blocks are in the store, in how many segments."""
+    """How many of a profile's blocks are in the store, in how many segments.
+
+    All segments of a profile bear the first one's ``generation``. Of those that outlived it, by
+    ``--fresh`` or by eviction, none counts any more.
+    """
 
     blocks: int = 0
     segments: int = 0
+    generation: str | None = None
 
 
 def function_parts(reference: str | None) -> dict[str, Any] | str | None:

@@ -102,6 +102,7 @@ class Store:
         self._limit = limit_bytes
         self._report = report
         self._said: set[str] = set()
+        self._sound: Callable[[], bool] = lambda: True
         self._pins: dict[str, int] = {}
         self.turns = Turns(folder / LAYOUT, self._say)
         self._own = threading.RLock()  # over what this object holds: pins and workspace
@@ -116,6 +117,10 @@ class Store:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def keep_while(self, sound: Callable[[], bool]) -> None:
+        """From now on, keep what is made only while what it is made of is ``sound``."""
+        self._sound = sound
 
     def get(self, key: str) -> Entry | None:
         """Find an entry whose files are as they were written; a damaged one is dropped, and said.
@@ -186,6 +191,9 @@ class Store:
         existing = self.get(key)
         if existing is not None:
             return existing
+        if not self._sound():
+            self._say("nothing more is kept in the cache: what it is made of has changed meanwhile")
+            return None
         try:
             with self._staging() as staging:
                 size = write_entry(staging, key, content, meta or {}, link)

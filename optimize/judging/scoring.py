@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from optimize.budgets.accuracy import Accuracy, compare
 from optimize.budgets.scores import RESAMPLES, Outputs, Scores
+from optimize.errors import InputError
 from optimize.judging.candidate import Candidate
 from optimize.models.data import Array
 from optimize.models.run import Difference, difference
@@ -93,6 +94,8 @@ class Scoring:
         """
         prepared, reference = self.prepared, candidate.contender.reference
         rows, numbers = self._rows(files)
+        if not reference:
+            self._check_names([*rows])
         if reference:
             self._outputs, self._numbers, self.evaluated = rows, numbers, len(files)
         at = np.searchsorted(self._numbers, numbers)
@@ -113,6 +116,19 @@ class Scoring:
         if not reference:
             candidate.difference = str(_difference(rows, standard))
         return replace(accuracy, provisional=provisional)
+
+    def _check_names(self, names: Sequence[str]) -> None:
+        """Whatever is compared with the source must have its outputs.
+
+        Models that are judged as they are may name them otherwise, where labels are the standard.
+        """
+        wanted = [*self._outputs]
+        if self.request.as_is and self.prepared.metric.needs_labels:
+            return
+        if sorted(names) != sorted(wanted) or (not self.request.as_is and [*names] != wanted):
+            raise InputError(
+                f"its outputs are {', '.join(names)}, the source's {', '.join(wanted)}"
+            )
 
     def may_stop(self, candidate: Candidate) -> bool:
         """Whether a candidate that is hopeless need not be evaluated wholly."""

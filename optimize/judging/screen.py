@@ -358,7 +358,7 @@ class Screening:
         job = replace(screened.job, scratch=self.folder / f"fresh-{id(candidate)}")
         fresh = Contender(screened.name, job, profile=self.records.recall_profile(parts))
         confirmation = Confirmation(
-            self.target, requirement, len(self.prepared.latency), self.request.seed + 1
+            self.target, requirement, len(self.prepared.latency), self.request.seed
         )
 
         def keep(last: bool = False) -> None:

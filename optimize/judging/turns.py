@@ -77,6 +77,7 @@ class Turns:
         """
         ready = [c for c in racing if not limits.expired and attempt(self._get_ready, c, limits)]
         known = {c.contender.name: c for c in ready}
+        timed = sum(len(c.contender.profile.blocks) for c in ready)
         before = {c.contender.name: int(c.contender.profile.samples_ns.sum()) for c in ready}
 
         def out(candidate: Candidate) -> bool:
@@ -100,7 +101,8 @@ class Turns:
             self.requirement,
             len(self.prepared.latency),
             limits,
-            np.random.default_rng(self.request.seed),
+            # What was timed before must not be drawn again, as if it were new evidence.
+            np.random.default_rng([self.request.seed, 0, timed]),
             progress,
             lambda contender: self._is_done(known[contender.name]),
             lambda contender: self.standings.waits(known[contender.name], limits),

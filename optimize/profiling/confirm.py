@@ -76,7 +76,8 @@ class Confirmation:
                 lambda contender: contender.profile.samples_ns.size >= calls,
             )
 
-        rng = np.random.default_rng(self.seed)
+        # A confirmation that goes on must not draw again what it has timed already.
+        rng = np.random.default_rng([self.seed, 1, len(fresh.profile.blocks)])
         try:
             for number in range(FRESH_PROCESSES):
                 step(number, f"fresh process {number + 1} of {FRESH_PROCESSES}")

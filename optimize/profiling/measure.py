@@ -325,6 +325,9 @@ def time_block(
     except WorkerError as error:
         contender.error = str(error)
         return
+    if reply.get("nans"):
+        contender.error = f"its output {reply['nans'][0]} holds NaN values in a timed call"
+        return
     canaries.extend(reply["canary_ns"])
     block = Block(
         samples_ns=_decoded(reply["samples"]),

@@ -98,6 +98,8 @@ def _attempt(state: RunState, folder: Path, observer: Observer) -> BaseException
     """Go through all stages; what cuts them short is returned, bad input is raised."""
     try:
         _stages(state, folder, observer)
+        for source in state.sources:
+            source.check()
     except InputError:
         raise
     except OSError as problem:
@@ -116,6 +118,9 @@ def _stages(state: RunState, folder: Path, observer: Observer) -> None:
         state.bounder = _bounder(state)
         state.bounder.prepare()
     state.source = detect(request.model)
+    state.sources.append(state.source)
+    if state.store:
+        state.store.keep_while(lambda: all(source.unchanged for source in state.sources))
     for reference, option in ((request.distill, "--distill"), (request.student, "--student")):
         if reference:
             state.children.call(check_function, reference, option)
@@ -225,7 +230,8 @@ def _as_they_are(state: RunState, folder: Path, observer: Observer) -> list[Vari
         else:
             own = folder / f"rival-{number}"
             own.mkdir()
-            model = load_rival(request, path, prepared, own, exporter(state))
+            state.sources.append(detect(path))
+            model = load_rival(request, state.sources[-1], prepared, own, exporter(state))
         variants.append(Variant(Chain((), runtime), model, label=labels[number + 1]))
     state.order = [variant.name for variant in variants]
     state.artefacts = {v.name: v.model for v in variants if v.model is not None}

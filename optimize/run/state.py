@@ -31,6 +31,7 @@ class RunState:
         started: on ``time.monotonic``.
         children: where exports, passes and explanations run.
         source, prepared, builder, screening: each None until its stage is reached.
+        sources: all files of the user's that are optimized or judged.
         unbuilt: rows of chains without an artefact of their own.
         artefacts: of the others, by name.
         notes: what a reader must know.
@@ -50,6 +51,7 @@ class RunState:
     started: float
     children: Children = field(default_factory=Children)
     source: Source | None = None
+    sources: list[Source] = field(default_factory=list)
     prepared: Prepared | None = None
     screening: Screening | None = None
     unbuilt: list[VariantReport] = field(default_factory=list)
