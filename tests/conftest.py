@@ -35,6 +35,9 @@ from optimize.targets.local import LocalTarget
 _CACHE = tempfile.TemporaryDirectory(prefix="optimize-tests-", ignore_cleanup_errors=True)
 os.environ["XDG_CACHE_HOME"] = _CACHE.name
 
+# Tests run on all cores: torch's threads, here and in the commands, would only hinder each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # How long an example takes is no property of the code.
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")

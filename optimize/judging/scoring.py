@@ -120,10 +120,10 @@ class Scoring:
     def _check_names(self, names: Sequence[str]) -> None:
         """Whatever is compared with the source must have its outputs.
 
-        Models that are judged as they are may name them otherwise, where labels are the standard.
+        Models that are judged as they are may name them otherwise, unless they are the standard.
         """
         wanted = [*self._outputs]
-        if self.request.as_is and self.prepared.metric.needs_labels:
+        if self.request.as_is and self.prepared.metric.name != "cosine":
             return
         if sorted(names) != sorted(wanted) or (not self.request.as_is and [*names] != wanted):
             raise InputError(

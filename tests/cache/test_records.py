@@ -146,6 +146,31 @@ def test_fresh_records_forget_a_profile_to_its_last_segment(tmp_path: Path) -> N
         assert [b.process for b in Records(store, {}).recall_profile(PARTS).blocks] == [7, 8]
 
 
+@pytest.mark.parametrize("gone", [0, 1])
+@pytest.mark.parametrize("fresh", [True, False])
+def test_segments_that_outlive_their_first_do_not_come_back(
+    gone: int, fresh: bool, tmp_path: Path
+) -> None:
+    """Eviction takes the least recently used one of them."""
+
+    def timed(*processes: int) -> Profile:
+        return Profile(tuple(block(SLOW, process=process) for process in processes))
+
+    with Store(tmp_path) as store:
+        for profile in (timed(1), timed(1, 2), timed(1, 2, 3)):
+            records = Records(store, {})
+            records.recall_profile(PARTS)
+            records.keep_profile(PARTS, profile, "v")
+        store.drop(records._key({**PARTS, "segment": gone}))
+        later = Records(store, {}, fresh=fresh)
+        before = later.recall_profile(PARTS)
+        assert [b.process for b in before.blocks] == ([] if fresh or gone == 0 else [1])
+        later.keep_profile(PARTS, Profile((*before.blocks, block(SLOW, process=7))), "v")
+        found = [b.process for b in Records(store, {}).recall_profile(PARTS).blocks]
+    assert found[-1] == 7 if gone == 0 or fresh else 7 in found
+    assert (gone == 1 and not fresh) or found == [7]
+
+
 def test_records_that_keep_nothing_leave_what_is_there(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         Records(store, {}).keep(PARTS, 1, "v")

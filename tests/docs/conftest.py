@@ -131,7 +131,7 @@ def own_files(
     (project.folder / "net.py").write_text(digits_file.read_text())
     image, labels = all_digits
     np.savez(project.folder / "val.npz", image=image[1400:1560], labels=labels[1400:1560])
-    np.savez(project.folder / "train.npz", image=image[:512], labels=labels[:512])
+    np.savez(project.folder / "train.npz", image=image[:192], labels=labels[:192])
     for name in ("model.onnx", "a.onnx", "b.onnx"):
         shutil.copy(linear_onnx, project.folder / name)
     traced: Any = torch.jit.trace(digits_net, torch.zeros(1, 1, 8, 8))  # type: ignore[no-untyped-call]

@@ -148,3 +148,42 @@ def test_data_that_does_not_fit_the_graph_is_refused(graph: GraphMaker, tmp_path
     data = Dataset("val.npz", {"x": [np.zeros((1, 63), np.float32)]})
     with pytest.raises(InputError, match=r"shape \(1, 63\), the model takes x: float32\[nx64\]"):
         load_and_export(source, None, False, data, (), tmp_path)
+
+
+def test_external_data_of_a_function_belongs_to_the_model(tmp_path: Path) -> None:
+    value = TensorProto(
+        name="w", data_type=TensorProto.FLOAT, dims=[2, 2], data_location=TensorProto.EXTERNAL
+    )
+    entry = value.external_data.add()
+    entry.key, entry.value = "location", "w.bin"
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    function = helper.make_function(
+        "own", "Linear", ["a"], ["b"],
+        [helper.make_node("Constant", [], ["c"], value=value),
+         helper.make_node("MatMul", ["a", "c"], ["b"])], opsets[:1],
+    )  # fmt: skip
+    shape = {name: helper.make_tensor_value_info(name, 1, ["n", 2]) for name in "xy"}
+    node = helper.make_node("Linear", ["x"], ["y"], domain="own")
+    graph = helper.make_graph([node], "g", [shape["x"]], [shape["y"]])
+    proto = helper.make_model(graph, functions=[function], opset_imports=opsets)
+    (tmp_path / "model.onnx").write_bytes(proto.SerializeToString())
+    digests = set()
+    for weight in (1, 2):
+        (tmp_path / "w.bin").write_bytes(np.full((2, 2), weight, np.float32).tobytes())
+        model = Model.read(tmp_path / "model.onnx")
+        digests.add(model.digest)
+        assert [file.name for file in model.files] == ["model.onnx", "w.bin"]
+    assert len(digests) == 2
+
+
+def test_a_source_that_changes_is_noticed(graph: GraphMaker) -> None:
+    model = graph.linear(external="w.bin")
+    source = detect(model.path)
+    source.check()
+    weights = model.path.parent / "w.bin"
+    weights.write_bytes(bytes(weights.stat().st_size))
+    assert not source.unchanged
+    with pytest.raises(InputError, match="changed while it was in use"):
+        source.check()
+    weights.unlink()
+    assert not source.unchanged

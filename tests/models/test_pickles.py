@@ -139,3 +139,20 @@ def test_weights_alone_depend_on_no_code(tmp_path: Path) -> None:
     assert list(pickled_code(tmp_path / "model.pt")) == ["installed"]
     (tmp_path / "broken.pt").write_bytes(b"PK\x03\x04 cut short")
     assert pickled_code(tmp_path / "broken.pt") == {}
+
+
+def test_code_in_sub_packages_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = tmp_path / "own_package" / "nets" / "small.py"
+    code.parent.mkdir(parents=True)
+    for folder in (code.parent, code.parent.parent):
+        (folder / "__init__.py").touch()
+    code.write_text("import torch\nclass Net(torch.nn.Linear):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    net = importlib.import_module("own_package.nets.small").Net(2, 2)
+    (tmp_path / "saved").mkdir()
+    torch.save(net, tmp_path / "saved" / "model.pt")
+    before = pickled_code(tmp_path / "saved" / "model.pt")
+    code.write_text(code.read_text() + "# changed\n")
+    assert pickled_code(tmp_path / "saved" / "model.pt") != before
+    for name in [name for name in sys.modules if name.startswith("own_package")]:
+        monkeypatch.delitem(sys.modules, name)

@@ -43,3 +43,23 @@ def test_what_merely_lies_there_does_not(tmp_path: Path) -> None:
     (tmp_path / "net.optimized").mkdir()
     (tmp_path / "net.optimized" / "serve.py").write_text("import onnxruntime")
     assert fingerprint(f"{file}:score") == before
+
+
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [
+        ("def score(): return load('tables', 'cost.npy')", "tables/cost.npy"),
+        ("def score(): return load('tables')", "tables/deep/er/cost.txt"),
+        ("def score(): return open(Path(__file__).with_suffix('.txt'))", "metric.txt"),
+        ("def score(): return read(FOLDER / 'settings')", "settings.yaml"),
+    ],
+)
+def test_data_that_is_not_named_in_full_belongs_to_it(code: str, name: str, tmp_path: Path) -> None:
+    file, other = tmp_path / "metric.py", tmp_path / name
+    file.write_text(code)
+    other.parent.mkdir(parents=True, exist_ok=True)
+    prints = []
+    for content in ("first", "another"):
+        other.write_text(content)
+        prints.append(fingerprint(f"{file}:score"))
+    assert prints[0] != prints[1]

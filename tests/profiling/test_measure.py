@@ -14,8 +14,10 @@ import pytest
 from numpy.typing import NDArray
 
 from optimize.budgets.budget import Budget
+from optimize.budgets.profile import Profile
 from optimize.budgets.verdict import Requirement, weigh
 from optimize.errors import WorkerError
+from optimize.profiling.confirm import Confirmation
 from optimize.profiling.measure import (
     Contender,
     Limits,
@@ -480,6 +482,33 @@ def test_outputs_that_hold_nan_are_refused(tmp_path: Path) -> None:
     found = race(tmp_path, v={"latencies": lognormal(5), "nans": 4})
     with pytest.raises(WorkerError, match="output y holds 4 NaN"):
         collect_outputs(found["v"], 3, Limits())
+
+
+def test_a_timed_call_that_gives_nan_costs_its_contender(tmp_path: Path) -> None:
+    found = race(
+        tmp_path, v={"latencies": lognormal(5), "surroundings": lambda _: {"nans": ["y"]}},
+        w=lognormal(5),
+    )  # fmt: skip
+    found.run(need())
+    assert found["v"].error == "its output y holds NaN values in a timed call"
+    assert not found["v"].profile.blocks
+    assert found["w"].error is None
+
+
+def test_a_confirmation_that_goes_on_draws_other_samples(tmp_path: Path) -> None:
+    """Or a rare slow input that was not among them would be missed again, as new evidence."""
+    profile, drawn = Profile(()), []
+    for calls in (200, 400):
+        target = FakeTarget(v=lognormal(5))
+        job = Job(Path("v.onnx"), tmp_path / "inputs", tmp_path / "v")
+        contender = Contender("v", job, profile=profile)
+        limits = Limits(max_samples=calls, min_seconds=0.0)
+        confirmation = Confirmation(target, need("p99=6ms"), 1000, seed=0)
+        confirmation.time(contender, limits, lambda *_: None, lambda: None)
+        drawn.append([tuple(order) for fake in target.started for order in fake.orders])
+        profile = contender.profile
+    assert all(drawn)
+    assert not set(drawn[0]) & set(drawn[1])
 
 
 def test_closing_ends_all_processes(tmp_path: Path) -> None:

@@ -8,10 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
+from onnx import helper
 
 from optimize.budgets.budget import Budget, Floor
+from optimize.cache.store import Store
 from optimize.errors import InputError
+from optimize.observer import Silent
 from optimize.passes.chain import Chain
 from optimize.request import Request
 from optimize.results.output import MANIFEST, REPORT
@@ -110,3 +114,49 @@ def test_a_folder_cannot_have_a_pickle_run(
     metric = str(made[0].parent.parent / "met.py:good")
     with pytest.raises(InputError, match="add --trust-pickle only if you trust who wrote it"):
         verify(folder, Overrides(source=source, data=data, metric=metric))
+
+
+def test_a_model_that_lacks_an_output_is_not_like_the_source(
+    made: tuple[Path, str], digits_onnx: Path, digits_npz: Path, tmp_path: Path
+) -> None:
+    proto = onnx.load(digits_onnx)
+    first = proto.graph.output[0]
+    proto.graph.node.append(helper.make_node("Identity", [first.name], ["again"]))
+    proto.graph.output.add().CopyFrom(first)
+    proto.graph.output[1].name = "again"
+    onnx.save(proto, tmp_path / "two.onnx")
+    report = run(
+        Request(
+            tmp_path / "two.onnx", (Budget.parse("p50=100s"),), data=str(digits_npz),
+            metric="cosine", threads=1, as_is=True, rivals=(made[0],), max_samples=100,
+        )
+    ).report  # fmt: skip
+    assert report.variants[1].status == "failed"
+    assert f"its outputs are {first.name}, the source's {first.name}, again" in (
+        report.variants[1].reason
+    )
+
+
+def test_a_source_that_changes_under_a_run_gives_no_result(
+    digits_onnx: Path, digits_npz: Path, tmp_path: Path
+) -> None:
+    """Nor is anything kept that was made of the other."""
+    source, cache = tmp_path / "net.onnx", tmp_path / "cache"
+    shutil.copy(digits_onnx, source)
+    request = Request(
+        source, (Budget.parse("p50=100s"),), data=str(digits_npz), threads=1, max_samples=100,
+        chains=(Chain.parse("fold,fuse"),), out=tmp_path / "out", cache=cache,
+    )  # fmt: skip
+
+    class Trainer(Silent):
+        """Writes the next checkpoint while the first is being optimized."""
+
+        def stage(self, name: str, total: int) -> None:
+            if name == "build":
+                source.write_bytes(source.read_bytes())
+
+    with pytest.raises(InputError, match=r"net\.onnx changed while it was in use"):
+        run(request, Trainer())
+    assert not (tmp_path / "out").exists()
+    with Store(cache) as store:
+        assert not [entry for entry in store.entries() if "fold" in entry.meta.get("what", "")]

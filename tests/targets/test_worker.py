@@ -296,6 +296,13 @@ def test_nan_outputs_are_counted_and_infinite_ones_are_not(tmp_path: Path, start
     assert worker.call("outputs", order=[0])["outputs"][0]["nans"] == 0
 
 
+def test_nan_in_a_timed_call_is_told_once_for_each_sample(tmp_path: Path, start: Start) -> None:
+    inputs = {"x": [np.array(v, np.float32) for v in ([1, 2], [-1, 2])]}
+    worker = start(job(tmp_path, logarithm(tmp_path), inputs))
+    assert worker.call("time", order=[0, 0], lead_ns=0)["nans"] == []
+    assert worker.call("time", order=[0, 1, 1], lead_ns=0)["nans"] == ["y"]
+
+
 def test_a_contender_whose_outputs_are_nan_is_refused(tmp_path: Path) -> None:
     inputs = {"x": [np.array([-1, 2], np.float32)]}
     contender = Contender("log", job(tmp_path, logarithm(tmp_path), inputs))
