@@ -84,7 +84,7 @@ def optimize(
         calibration=None if calibration is None else os.fspath(calibration),
         train=None if train is None else os.fspath(train),
         metric=metric,
-        chains=parse_chains([str(chain) for chain in chains]),
+        chains=parse_chains([str(c) for c in ([chains] if isinstance(chains, str) else chains)]),
         runtimes=parse_runtimes(runtime),
         objective=objective,
         threads=threads,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from optimize.commands.options import Cache, NoCache, Quiet, Verbose
+from optimize.commands.options import Cache, NoCache, Quiet, Verbose, refuse_empty
 from optimize.commands.terminal import observed, table_console
 from optimize.errors import EXIT_USAGE
 
@@ -77,6 +77,7 @@ def check_command(
     Exit codes, the worst first: 130 interrupted, 2 unusable input, 70 internal error, 1 a promise
     is shown to be missed, 3 one is undecided or not judged on this device, 0 all are kept.
     """
+    refuse_empty(dict(locals()))
     if schema:
         from optimize.gate.schema import json_schema
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -137,3 +138,18 @@ Seed = Annotated[int, typer.Option("--seed", help="For shares and order.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the answer.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Print every step.")]
+
+
+def refuse_empty(options: Mapping[str, Any]) -> None:
+    """Refuse options with an empty text, such as a build's variable that is not set.
+
+    No default is meant by it: a floor or a baseline would be lost without a word.
+
+    Raises:
+        InputError: one is empty.
+    """
+    from optimize.errors import InputError
+
+    for name, value in options.items():
+        if value == "":
+            raise InputError(f"--{name.replace('_', '-')} is empty; give a value, or leave it out")

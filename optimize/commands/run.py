@@ -45,6 +45,7 @@ from optimize.commands.options import (
     TrustPickle,
     TuneSession,
     Verbose,
+    refuse_empty,
 )
 from optimize.commands.terminal import finish, observed
 
@@ -193,6 +194,7 @@ def _optimize(given: dict[str, Any], **fixed: Any) -> None:
         parse_strategies,
     )
 
+    refuse_empty({name: value for name, value in given.items() if name != "model"})
     json, quiet, verbose = (given.pop(name) for name in ("json", "quiet", "verbose"))
     given["cache"] = cache_folder(given["cache"], given.pop("no_cache"))
     read: dict[str, Callable[[Any], Any]] = {

@@ -18,6 +18,7 @@ from optimize.commands.options import (
     TimeLimit,
     TrustPickle,
     Verbose,
+    refuse_empty,
 )
 from optimize.commands.terminal import finish, observed
 
@@ -40,6 +41,7 @@ def verify_command(
     from optimize.request import cache_folder, parse_duration
     from optimize.run.verify import Overrides, verify
 
+    refuse_empty({"source": source, "data": data, "metric": metric, "cache": cache})
     limit = parse_duration(time_limit)
     overrides = Overrides(
         source, data, metric, threads, limit,

@@ -126,6 +126,8 @@ def _stages(state: RunState, folder: Path, observer: Observer) -> None:
             state.children.call(check_function, reference, option)
     state.prepared = prepare(state.request, state.source, folder, exporter(state))
     state.notes += state.prepared.notes
+    if request.prune or request.distill or request.student:
+        state.notes += state.prepared.exported.notes  # such as why nothing can be trained
     exported = state.prepared.exported
     observer.note(f"{state.source.kind} by {exported.route}, outputs {exported.difference}")
     if not request.as_is and _infeasible(state, observer):

@@ -182,6 +182,8 @@ CASES: dict[str, tuple[Words, str]] = {
     "negative": (lambda g: [g.onnx, "--budget", "p99=-1ms"], "is not positive"),
     "unknown budget": (lambda g: [g.onnx, "--budget", "p98=1ms"], "p99"),
     "unknown floor": (lambda g: [g.onnx, *BUDGET, "--floor", "top2=.9"], "known: top1"),
+    "empty data": (lambda g: [g.onnx, *BUDGET, "--data", ""], "--data is empty"),
+    "empty floor": (lambda g: [g.onnx, *BUDGET, "--floor", ""], "--floor is empty"),
     "unknown flag": (lambda g: [g.onnx, *BUDGET, "--budgte", "x"], "--budget"),
     "twice": (lambda g: [g.onnx, *BUDGET, *BUDGET], "given twice"),
     "unknown pass": (
