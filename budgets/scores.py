@@ -69,3 +69,8 @@ class Scores:
 def mean(rows: Array) -> float:
     """The mean of all rows; of zeros and ones a share, see :attr:`Scores.binary`."""
     return float(rows.mean())
+
+
+def average(rows: Array) -> float:
+    """The mean of degrees, which are no outcomes even where all of them are ones."""
+    return float(rows.mean())

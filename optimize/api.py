@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
+from typing import Annotated, ParamSpec, TypeVar
+
+from pydantic import ConfigDict, SkipValidation, ValidationError, validate_call
 
 from optimize.budgets.budget import Budget, Floor
+from optimize.errors import InputError
 from optimize.models.model import TensorSpec
 from optimize.models.runtimes import DEFAULT_RUNTIME
 from optimize.observer import Observer
@@ -24,7 +30,31 @@ from optimize.results.choose import Objective
 from optimize.results.report import Result
 from optimize.run.pipeline import run
 
+P = ParamSpec("P")
+T = TypeVar("T")
 
+
+def _checked(function: Callable[P, T]) -> Callable[P, T]:
+    """Refuse arguments of other types than are annotated, in one sentence."""
+    checked = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(function)
+    signature = inspect.signature(function)
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        given = signature.bind(*args, **kwargs).arguments  # or Python's own TypeError
+        try:
+            return checked(*args, **kwargs)
+        except ValidationError as error:
+            if error.title != function.__name__:
+                raise
+            name = str(error.errors()[0]["loc"][0])
+            wanted = signature.parameters[name].annotation
+            raise InputError(f"{name}={given[name]!r:.80} is none of {wanted}") from error
+
+    return call
+
+
+@_checked
 def optimize(
     model: str | os.PathLike[str],
     budget: str | Budget | Sequence[str | Budget],
@@ -34,7 +64,7 @@ def optimize(
     calibration: str | os.PathLike[str] | None = None,
     train: str | os.PathLike[str] | None = None,
     metric: str | None = None,
-    chains: Sequence[str | Chain] = (),
+    chains: str | Sequence[str | Chain] = (),
     prune: float | str | None = None,
     distill: str | None = None,
     student: str | None = None,
@@ -61,7 +91,7 @@ def optimize(
     max_samples: int = 5000,
     pre: str | None = None,
     post: str | None = None,
-    observer: Observer | None = None,
+    observer: Annotated[Observer | None, SkipValidation] = None,
 ) -> Result:
     """Optimize ``model`` and return what the command reports.
 

@@ -7,7 +7,8 @@
     ├── PassError           one pass, hence one variant, is concerned
     │   ├── NotApplicable   the pass has nothing to do here: its variant is *skipped*
     │   └── PassFailed      the pass broke or broke its promise: its variant is *failed*
-    └── WorkerError         a worker process died, hung or answered nonsense: *failed*
+    ├── WorkerError         a worker process died, hung or answered nonsense: *failed*
+    └── TimeIsUp            the time limit ended what was going on: *skipped*
 
 Exceptions of other libraries are translated once, where they enter, by
 ``raise Ours(sentence) from error``; :func:`first_cause` finds the sentence to show.
@@ -49,6 +50,10 @@ class PassFailed(PassError):
 
 class WorkerError(OptimizeError):
     """A worker process crashed, hung, or reported an error."""
+
+
+class TimeIsUp(OptimizeError):
+    """The time limit of the run has passed; the message says during what."""
 
 
 class WorkerEnded(WorkerError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from optimize.budgets.budget import Floor
 from optimize.budgets.metrics import METRICS, Metric, custom
-from optimize.errors import InputError, nearest
+from optimize.errors import InputError, TimeIsUp, nearest
 from optimize.models import data as samples
 from optimize.models.data import Array, Dataset
 from optimize.models.export import Exported
@@ -87,9 +88,10 @@ def prepare(request: Request, source: Source, folder: Path, export: Export) -> P
     Raises:
         InputError: anything given does not fit.
     """
-    metric, floor = _metric(request)
+    clock = _Clock(request.time_limit_s, time.monotonic())
+    metric, floor = _metric(request, clock)
     raw = samples.read_data(request.data) if request.data else None
-    real = _processed(raw, request.pre, "--data") if raw else None
+    real = _processed(raw, request.pre, "--data", clock) if raw else None
     probe = samples.representative(real) if real else None
     exported = export(source, request.arch, request.trust_pickle, probe, request.inputs, folder)
     data = real or samples.synthetic(exported.specs, SYNTHETIC_SAMPLES, request.seed)
@@ -97,7 +99,7 @@ def prepare(request: Request, source: Source, folder: Path, export: Export) -> P
     calibration = None
     if request.calibration:
         read = samples.read_data(request.calibration, "--calibration")
-        read = _processed(read, request.pre, "--calibration")
+        read = _processed(read, request.pre, "--calibration", clock)
         calibration = samples.fit(read, exported.model.signature.inputs, "--calibration")
     evaluation, own, notes = data, None, []
     latency = raw if request.pre else None
@@ -109,6 +111,8 @@ def prepare(request: Request, source: Source, folder: Path, export: Export) -> P
                 latency = _joined(*reversed(samples.split(raw, request.seed)))
         else:
             notes.append("one sample cannot be shared: passes that need calibration are left out")
+    if calibration is not None:
+        calibration = _without_nan(calibration, notes)
     metric, floor = _defaults(metric, floor, data)
     if real is None:
         notes.append(
@@ -117,7 +121,8 @@ def prepare(request: Request, source: Source, folder: Path, export: Export) -> P
         )
     prepared = _assemble(request, exported, evaluation, calibration, own, metric, floor, notes)
     if request.train:
-        lessons = _processed(samples.read_data(request.train, "--train"), request.pre, "--train")
+        lessons = samples.read_data(request.train, "--train")
+        lessons = _processed(lessons, request.pre, "--train", clock)
         lessons = samples.fit(lessons, exported.model.signature.inputs, "--train")
         prepared = replace(prepared, training=samples.batched(lessons, prepared.batch))
     return prepared if latency is None else replace(prepared, latency=latency)
@@ -145,20 +150,56 @@ def load_rival(
     return exported.model
 
 
-def _processed(data: Dataset, pre: str | None, purpose: str) -> Dataset:
+@dataclass(frozen=True)
+class _Clock:
+    """How much of the time limit is left for what a user's functions take."""
+
+    limit_s: float | None
+    begun: float
+
+    @property
+    def up(self) -> bool:
+        """Whether the limit has passed."""
+        return self.limit_s is not None and time.monotonic() > self.begun + self.limit_s
+
+    def __str__(self) -> str:
+        return f"the time limit of {self.limit_s:g} s was up"
+
+
+def _processed(data: Dataset, pre: str | None, purpose: str, clock: _Clock) -> Dataset:
     """Turn what ``--pre`` takes into what the model takes, for all that is not timed."""
     if pre is None:
         return data
     function = load_function(pre, "--pre")
     # Copies, so that a function that works in place leaves the raw samples as they are.
     copies = ({k: v.copy() for k, v in data.sample(i).items()} for i in range(len(data)))
-    given = [call(function, f"--pre {pre}", sample) for sample in copies]
+    given = []
+    for sample in copies:
+        if clock.up:
+            made = f"{len(given)} of {len(data)} samples of {purpose}"
+            raise InputError(f"{clock} when --pre {pre} had made {made}")
+        given.append(call(function, f"--pre {pre}", sample))
     if not all(isinstance(sample, dict) for sample in given):
         raise InputError(f"--pre {pre} must return a dictionary of arrays by input name")
     if len({frozenset(sample) for sample in given}) > 1:
         raise InputError(f"--pre {pre} gives other inputs for some samples of {purpose}")
     inputs = {name: [np.asarray(sample[name]) for sample in given] for name in given[0]}
     return replace(data, inputs=inputs)
+
+
+def _without_nan(calibration: Dataset, notes: list[str]) -> Dataset | None:
+    """The samples that ranges can be estimated from; one NaN would spoil them all, unseen."""
+    usable = [
+        index
+        for index in range(len(calibration))
+        if not any(
+            a.dtype.kind == "f" and np.isnan(a).any() for a in calibration.sample(index).values()
+        )
+    ]
+    lost = len(calibration) - len(usable)
+    if lost:
+        notes.append(f"{lost} of {len(calibration)} samples to calibrate on hold NaN: left out")
+    return calibration.take(usable) if usable else None
 
 
 def _assemble(
@@ -215,14 +256,14 @@ def _joined(first: Dataset, second: Dataset | None) -> Dataset:
     return replace(first, inputs=inputs, labels=None)
 
 
-def _metric(request: Request) -> tuple[Metric | None, Floor | None]:
+def _metric(request: Request, clock: _Clock) -> tuple[Metric | None, Floor | None]:
     """The metric and floor as far as the request tells, without looking at the data."""
     floor = request.floor
     name = request.metric or (floor.metric if floor else None)
     if name is None:
         return None, floor
     if is_reference(name):
-        metric = _custom(name)
+        metric = _custom(name, clock)
     elif name in METRICS:
         metric = METRICS[name]
     elif ".py" in name:
@@ -236,10 +277,12 @@ def _metric(request: Request) -> tuple[Metric | None, Floor | None]:
     return metric, floor
 
 
-def _custom(reference: str) -> Metric:
+def _custom(reference: str, clock: _Clock) -> Metric:
     function = load_function(reference, "--metric")
 
     def checked(outputs: Any, labels: Any) -> float:
+        if clock.up:
+            raise TimeIsUp(f"{clock} while --metric {reference} was computed")
         value = call(function, f"--metric {reference}", outputs, labels)
         try:
             return float(value)

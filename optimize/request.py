@@ -15,7 +15,7 @@ from optimize.models.usercode import is_reference
 from optimize.passes.chain import Chain
 from optimize.results.choose import Objective
 from optimize.search.space import RUNTIMES as SEARCHED
-from optimize.worker import granted_cpus
+from optimize.worker import MOST_THREADS, granted_cpus
 
 DEFAULT_TIME_LIMIT_S = 600.0
 _AXIS = r"(?:[0-9]+|\?|[A-Za-wyz_][A-Za-wyz_0-9]*)"
@@ -133,6 +133,12 @@ class Request:
         ):
             if value is not None and value < 1:
                 raise InputError(f"{option} {value} is not at least 1")
+        cores = len(granted_cpus())
+        if self.threads is not None and self.threads > MOST_THREADS * cores:
+            raise InputError(
+                f"--threads {self.threads} is more than {MOST_THREADS} for each of the "
+                f"{cores} cores granted here"
+            )
         if self.time_limit_s is not None and not self.time_limit_s > 0:
             raise InputError(f"--time-limit {self.time_limit_s:g} s is not positive")
         if self.seed < 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -42,6 +43,8 @@ class Fp16(Pass):
         if model.quantized:
             raise NotApplicable("the model is already quantized")
         kept = {"auto": list(_KEPT), "none": []}.get(self.keep, self.keep.split("+"))
+        if self.keep not in ("auto", "none"):
+            self._refuse_unknown(model, kept)
         blocked = [*float16.DEFAULT_OP_BLOCK_LIST, *kept]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # one for every weight that is clipped or flushed
@@ -53,3 +56,13 @@ class Fp16(Pass):
             raise NotApplicable("hardly any of the model's weights is float32")
         casts = result.count("Cast") - model.count("Cast")
         return PassResult(result, True, (f"{casts} casts inserted",))
+
+    @staticmethod
+    def _refuse_unknown(model: Model, operators: Sequence[str]) -> None:
+        """A word that is no operator would keep nothing, unnoticed."""
+        import onnx
+
+        for name in operators:
+            own = any(operator.split("::")[-1] == name for operator, _ in model.op_counts)
+            if not own and not onnx.defs.has(name):
+                raise NotApplicable(f"keep={name}: there is no such operator")

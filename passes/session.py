@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import mmap
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from optimize.errors import InputError, NotApplicable
 from optimize.models.model import Model
 from optimize.passes.base import Context, Pass, PassResult
 from optimize.passes.files import WITHOUT
-from optimize.worker import GRAPH_LEVEL, SPINNING, THREADS
+from optimize.worker import GRAPH_LEVEL, MOST_THREADS, SPINNING, THREADS, granted_cpus
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,14 @@ class Session(Pass):
             raise InputError(f"session: threads={self.threads} is negative; 0 is as given")
 
     def apply(self, model: Model, context: Context) -> PassResult:
-        """Set the options; onnxruntime ignores names of optimizers that it does not have."""
+        """Set the options."""
+        if self.threads > MOST_THREADS * len(granted_cpus()):
+            raise NotApplicable(f"threads={self.threads} on {len(granted_cpus())} cores")
         changed = model
         if self.level != "ALL":
             changed = changed.configured({GRAPH_LEVEL: self.level})
         if self.without != "none":
-            changed = left_out(changed, *self.without.split("+"))
+            changed = left_out(changed, *_known(self.without.split("+")))
         if self.threads:
             changed = changed.configured({THREADS: str(self.threads)})
         if not self.spinning:
@@ -61,6 +66,21 @@ class Session(Pass):
         if self == Session():
             raise NotApplicable("session without options changes nothing")
         return PassResult(changed, changed != model)
+
+
+def _known(optimizers: Sequence[str]) -> Sequence[str]:
+    """The same names, if onnxruntime has them, which itself ignores what it does not know.
+
+    It cannot list them; but each is a text in its library.
+    """
+    from onnxruntime.capi import onnxruntime_pybind11_state as library
+
+    with Path(library.__file__).open("rb") as file:
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    for name in optimizers:
+        if content.find(name.encode() + b"\0") < 0:
+            raise NotApplicable(f"without={name}: onnxruntime has no such optimizer")
+    return optimizers
 
 
 def left_out(model: Model, *optimizers: str) -> Model:

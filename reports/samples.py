@@ -101,7 +101,7 @@ def unpack(data: bytes) -> dict[str, Timings]:
         with np.load(io.BytesIO(data), allow_pickle=False) as stored:
             return _timings({name: stored[name] for name in stored.files})
     except (OSError, ValueError, KeyError, IndexError, EOFError, BadZipFile) as error:
-        raise InputError(f"{SAMPLES} is damaged: {error}") from None
+        raise InputError(f"{SAMPLES} is damaged; it must be as a run wrote it") from error
 
 
 def _timings(stored: Mapping[str, NDArray[np.generic]]) -> dict[str, Timings]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -217,8 +218,13 @@ def _refuse_unwritable(junit: Path) -> None:
     parent = junit.absolute().parent
     while not parent.exists():
         parent = parent.parent
-    if junit.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise InputError(f"--junit {junit} cannot be written")
+    try:  # permissions do not tell of everything, such as a folder of /proc
+        if junit.exists():
+            junit.open("ab").close()
+        else:
+            tempfile.TemporaryFile(dir=parent).close()
+    except OSError as error:
+        raise InputError(f"--junit {junit} cannot be written: {error.strerror}") from error
 
 
 def _on_github() -> bool:

@@ -11,7 +11,7 @@ from optimize.budgets.accuracy import Accuracy
 from optimize.budgets.profile import Profile
 from optimize.budgets.verdict import Verdict
 from optimize.building.build import Variant
-from optimize.errors import InputError, WorkerEnded, WorkerError
+from optimize.errors import InputError, TimeIsUp, WorkerEnded, WorkerError
 from optimize.explain.explainer import Subject
 from optimize.models.model import Model
 from optimize.profiling.measure import Contender, Limits, open_worker
@@ -109,6 +109,10 @@ def attempt(act: Callable[[Candidate, Limits], None], candidate: Candidate, limi
         act(candidate, limits)
     except WorkerEnded:
         candidate.contender.error = INTERRUPTED
+        return False
+    except TimeIsUp:
+        candidate.contender.error = LATE
+        candidate.contender.close()
         return False
     except (WorkerError, InputError) as error:
         candidate.contender.error = str(error)

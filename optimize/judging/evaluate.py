@@ -11,7 +11,7 @@ from threading import Lock
 
 from optimize.budgets.accuracy import Accuracy
 from optimize.cache.records import Records
-from optimize.errors import InputError, WorkerError
+from optimize.errors import InputError, TimeIsUp, WorkerError
 from optimize.judging.candidate import LATE, Candidate, attempt, open_for
 from optimize.judging.keys import Keys
 from optimize.judging.scoring import Files, Parts, Scoring
@@ -180,7 +180,7 @@ class Evaluation:
         try:
             open_for(self.target, self.source, limits)
             self._compare(self.source, limits, whole)
-        except (WorkerError, InputError) as error:
+        except (WorkerError, InputError, TimeIsUp) as error:
             raise InputError(f"the source cannot be judged: {error}{self._made_up()}") from error
 
     def _made_up(self) -> str:

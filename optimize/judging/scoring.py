@@ -113,7 +113,9 @@ class Scoring:
         if provisional and whole:
             return None
         accuracy = compare(prepared.metric, scores, source, self.request.confidence)
-        if not reference:
+        if reference:
+            accuracy = replace(accuracy, change_low=0.0, change_high=0.0)  # of itself, for certain
+        else:
             candidate.difference = str(_difference(rows, standard))
         return replace(accuracy, provisional=provisional)
 

@@ -7,6 +7,7 @@ import ctypes
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,12 @@ def check_writable(folder: Path) -> None:
         raise InputError(f"--out {folder} is the folder that you are in; name another")
     _recover(folder)
     parent = _existing_parent(folder)
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"--out {folder} cannot be created: {parent} is not a writable folder")
+    try:
+        tempfile.TemporaryFile(dir=parent).close()  # permissions do not tell of everything
+    except OSError as error:
+        raise InputError(
+            f"--out {folder} cannot be created: {parent} is not a writable folder"
+        ) from error
 
 
 def write(

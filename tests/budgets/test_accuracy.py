@@ -208,6 +208,15 @@ def test_cosine_of_the_source_is_one() -> None:
     assert (found.value, found.source_value, found.change) == (1.0, 1.0, 0.0)
 
 
+def test_cosines_of_one_are_no_outcomes_and_equal_classes_are() -> None:
+    numbers, _ = logits(30)
+    for outputs, few in ((numbers, False), (numbers.argmax(1)[:, None], True)):
+        scores = METRICS["cosine"].score({"y": list(outputs)}, None, {"y": list(outputs)})
+        found = compare(METRICS["cosine"], scores, scores, 0.99)
+        assert found.value == found.high == 1.0
+        assert (found.low < 0.9) is few
+
+
 def test_cosine_judges_the_worst_output() -> None:
     good = [np.ones(4)] * 3
     outputs = {"embedding": [np.array([1.0, -1, 1, -1])] * 3, "pooled": good}

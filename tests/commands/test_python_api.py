@@ -75,6 +75,11 @@ def test_a_result_without_a_model_is_no_exception(digits_onnx: Path, tmp_path: P
         ({"budget": "size=1kB", "floor": "drop=x"}, "not a number"),
         ({"budget": "size=1kB", "batch": 0}, "batch"),
         ({"budget": "size=1kB", "inputs": ["image=1x1"]}, "NAME=SHAPE|name=SHAPE"),
+        ({"budget": None}, r"budget=None is none of str \| Budget"),
+        ({"budget": "size=1kB", "floor": 0.9}, r"floor=0\.9 is none of str \| Floor"),
+        ({"budget": "size=1kB", "metric": len}, "metric=.* is none of str"),
+        ({"budget": "size=1kB", "runtime": ["onnxruntime"]}, "runtime=.* is none of str"),
+        ({"budget": "size=1kB", "threads": 9999}, "threads 9999 is more than"),
     ],
 )
 def test_bad_input_raises_one_sentence(
@@ -84,6 +89,11 @@ def test_bad_input_raises_one_sentence(
         optimize(digits_onnx, **({"out": tmp_path / "out"} | changes))
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_arguments_that_there_are_not_are_pythons_own_error(digits_onnx: Path) -> None:
+    with pytest.raises(TypeError, match="thread"):
+        optimize(digits_onnx, "size=1kB", thread=1)  # type: ignore[call-arg]
 
 
 def test_every_option_of_the_command_is_an_argument() -> None:

@@ -97,6 +97,14 @@ def test_a_quantized_model_is_left_alone(graph: GraphMaker, rows: Dataset, apply
         apply("int8{mode=static},fp16", graph.linear(), rows)
 
 
+def test_an_operator_that_there_is_not_is_no_reason_to_keep_the_variant(
+    graph: GraphMaker, rows: Dataset, apply: Apply
+) -> None:
+    assert apply("fp16{keep=Softmax}", graph.linear(), rows).changed
+    with pytest.raises(NotApplicable, match="keep=Sofmax: there is no such operator"):
+        apply("fp16{keep=Sofmax}", graph.linear(), rows)
+
+
 def test_operators_to_keep_are_joined_by_plus() -> None:
     with pytest.raises(InputError, match=r"not of the form Softmax\+LayerNormalization"):
         Chain.parse("fp16{keep=Softmax/Add}")

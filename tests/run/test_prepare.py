@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import pytest
 
 from optimize.budgets.budget import Budget, Floor
-from optimize.errors import InputError
+from optimize.errors import InputError, TimeIsUp
 from optimize.models.export import load_and_export
 from optimize.models.model import TensorSpec
 from optimize.models.source import detect
@@ -58,6 +59,45 @@ def test_the_report_counts_the_shares(prepared: Prepare) -> None:
     assert (data.samples, data.latency_samples) == (100, 100)
     assert (data.evaluation_samples, data.calibration_samples) == (80, 20)
     assert (data.origin, data.synthetic, data.batch) == ("digits.npz", False, 1)
+
+
+def test_samples_with_nan_calibrate_nothing(prepared: Prepare, tmp_path: Path) -> None:
+    model = tmp_path / "model.onnx"
+    x = onnx.helper.make_tensor_value_info("x", 1, ["n", 4])
+    y = onnx.helper.make_tensor_value_info("y", 1, ["n", 4])
+    nodes = [onnx.helper.make_node("Relu", ["x"], ["y"])]
+    graph = onnx.helper.make_graph(nodes, "g", [x], [y])
+    opset = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), model)
+    values = np.ones((10, 4), np.float32)
+    np.savez(tmp_path / "data.npz", x=values)
+    spoilt = values.copy()
+    spoilt[2, 1] = np.nan
+    np.savez(tmp_path / "spoilt.npz", x=spoilt)
+    given = {"model": model, "data": str(tmp_path / "data.npz")}
+    result = prepared(**given, calibration=str(tmp_path / "spoilt.npz"))
+    assert result.calibration is not None
+    assert len(result.calibration) == 9
+    assert "1 of 10 samples to calibrate on hold NaN: left out" in result.notes
+    np.savez(tmp_path / "spoilt.npz", x=spoilt * np.nan)
+    assert prepared(**given, calibration=str(tmp_path / "spoilt.npz")).calibration is None
+
+
+def test_a_function_that_takes_too_long_ends_with_the_time_limit(
+    prepared: Prepare, tmp_path: Path
+) -> None:
+    user = tmp_path / "user.py"
+    user.write_text(
+        "import time\n"
+        "def pre(sample):\n    time.sleep(0.02)\n    return sample\n"
+        "def metric(outputs, labels):\n    return 1.0\n"
+    )
+    with pytest.raises(InputError, match=r"time limit of 0\.05 s was up when --pre .* had made "):
+        prepared(pre=f"{user}:pre", time_limit_s=0.05)
+    result = prepared(metric=f"{user}:metric", time_limit_s=1e-9)
+    outputs = {"logits": [np.zeros(10)] * 80}
+    with pytest.raises(TimeIsUp, match="was up while --metric"):
+        result.metric.score(outputs, result.labels, outputs)
 
 
 def test_labels_belong_to_the_evaluated_samples(prepared: Prepare, digits: Digits) -> None:

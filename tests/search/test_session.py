@@ -12,6 +12,7 @@ import pytest
 
 from optimize.budgets.budget import Budget, Floor
 from optimize.budgets.verdict import Requirement
+from optimize.errors import NotApplicable
 from optimize.models.model import Model
 from optimize.passes.chain import Chain
 from optimize.profiling.measure import SPIN_NS, Contender, Limits, time_in_turns
@@ -33,6 +34,22 @@ def test_its_threads_and_spinning_reach_the_session(graph: Any, apply: Any, rows
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
     plain = session_options({}, 2)
     assert plain.intra_op_num_threads == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("session{without=MatMulAddFusoin}", "onnxruntime has no such optimizer"),
+        ("session{threads=9999}", "threads=9999 on"),
+    ],
+)
+def test_what_would_do_nothing_or_only_harm_is_skipped(
+    text: str, reason: str, graph: Any, apply: Any, rows: Any
+) -> None:
+    with pytest.raises(NotApplicable, match=reason):
+        configured(text, graph.linear(), apply, rows)
+    names = "MatMulAddFusion+SkipLayerNormFusion+NchwcTransformer"
+    assert configured(f"session{{without={names}}}", graph.linear(), apply, rows).config
 
 
 def test_the_script_serves_with_them(
