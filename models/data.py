@@ -96,13 +96,12 @@ def read_data(where: str, purpose: str = "--data") -> Dataset:
     Raises:
         InputError: it cannot be read, is empty, or its parts have different lengths.
     """
+    check_there(where, purpose)
     if is_reference(where):
         return _from_function(where, purpose)
     path = Path(where)
     if path.is_dir():
         return _from_folder(path, purpose)
-    if not path.is_file():
-        raise InputError(f"{purpose} {where} does not exist")
     arrays = _read_npz(path, purpose)
     labels = arrays.pop(LABELS, None)
     if not arrays:
@@ -120,6 +119,13 @@ def read_data(where: str, purpose: str = "--data") -> Dataset:
         found = len(labels) if labels.ndim else 1
         raise InputError(f"{purpose} {where}: {found} labels for {count} samples")
     return Dataset(where, {name: list(array) for name, array in arrays.items()}, labels)
+
+
+def check_there(where: str, purpose: str = "--data") -> None:
+    """Raise InputError if there is nothing that :func:`read_data` could read."""
+    file = where.rpartition(":")[0] if is_reference(where) else where
+    if not Path(file).exists():
+        raise InputError(f"{purpose} {where} does not exist")
 
 
 def fit(data: Dataset, specs: Sequence[TensorSpec], purpose: str = "--data") -> Dataset:

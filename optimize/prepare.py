@@ -76,6 +76,25 @@ class Prepared:
         raise InputError(f"output {name} has no batch axis; its samples need --batch 1")
 
 
+def check(request: Request) -> None:
+    """Refuse what can be told to be wrong before anything is loaded.
+
+    Raises:
+        InputError: a metric is unknown, or samples are not there.
+    """
+    given = {
+        "--data": request.data,
+        "--calibration": request.calibration,
+        "--train": request.train,
+    }
+    for option, where in given.items():
+        if where:
+            samples.check_there(where, option)
+    if request.pre:
+        load_function(request.pre, "--pre")
+    _metric(request, _Clock(None, 0.0))
+
+
 def prepare(request: Request, source: Source, folder: Path, export: Export) -> Prepared:
     """Load, export and check the source, and share the samples out.
 
@@ -138,8 +157,20 @@ def load_rival(
     """
     probe = samples.representative(prepared.evaluation)
     path = source.path
-    exported = export(source, request.arch, request.trust_pickle, probe, (), folder)
-    samples.fit(prepared.evaluation, exported.model.signature.inputs, f"{path} and --data")
+    try:
+        exported = export(source, request.arch, request.trust_pickle, probe, (), folder)
+        samples.fit(prepared.evaluation, exported.model.signature.inputs)
+    except InputError as error:
+        raise InputError(
+            f"{path}: {error}" if str(path) not in str(error) else str(error)
+        ) from error
+    takes = sorted(spec.name for spec in exported.model.signature.inputs)
+    given = sorted(prepared.evaluation.inputs)
+    if takes != given:  # the only input of a model takes samples of any name
+        raise InputError(
+            f"{path} takes {', '.join(takes)}, {request.model} takes {', '.join(given)}: "
+            "they cannot be given the same samples"
+        )
     outputs = [spec.name for spec in exported.model.signature.outputs]
     wanted = [spec.name for spec in prepared.exported.model.signature.outputs]
     if sorted(outputs) != sorted(wanted) and prepared.metric.name == "cosine":

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 CALIBRATION_MOST = 256  # samples; more did not lower the error of refitted models
 _NAMED = 6  # layers that a note names
-MODULE_MULTIPLE = 16  # onnxruntime blocks channels by 16 with AVX-512
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Prune(Pass):
 
     name: ClassVar[str] = "prune"
     summary: ClassVar[str] = "remove channels, hidden units and attention heads; or mask weights"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     needs: ClassVar[str] = "real data, unless importance=magnitude,refit=false or kind=mask"
 
     ratio: float = field(default=0.25, metadata={"always": True})
@@ -134,6 +133,7 @@ class Prune(Pass):
 
     def _module(self, model: Model, context: Context) -> PassResult:
         from optimize.models.program import load_program, save_program
+        from optimize.passes.pruning.select import convolution_block
         from optimize.passes.training.batches import Batches
         from optimize.passes.training.mask import mask_module
         from optimize.passes.training.prune import prune_module
@@ -152,7 +152,7 @@ class Prune(Pass):
                 self.ratio,
                 self.scope,
                 "taylor" if taylor else "magnitude",
-                self.multiple or MODULE_MULTIPLE,
+                self.multiple or convolution_block(context.isa),
                 context.seed,
                 Batches(context.calibration, seed=context.seed)
                 if taylor and context.calibration is not None

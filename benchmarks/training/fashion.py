@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.training.common import (
+    host_isa,
     int8_static,
     latency_ratios,
     outputs,
@@ -26,6 +27,7 @@ from benchmarks.training.common import (
 from benchmarks.workloads.common import export_onnx, load_source
 from benchmarks.workloads.fetch import debian
 from optimize.models.data import Dataset
+from optimize.passes.pruning.select import convolution_block
 from optimize.passes.training.batches import Batches
 from optimize.passes.training.options import DistillOptions
 from optimize.passes.training.prune import prune_module
@@ -83,7 +85,8 @@ def main() -> None:
     for ratio in RATIOS:
         scratch = folder / f"{ratio:g}"
         scratch.mkdir(parents=True, exist_ok=True)
-        pruned, notes = prune_module(teacher, example, ratio)
+        block = convolution_block(host_isa())
+        pruned, notes = prune_module(teacher, example, ratio, multiple=block)
         print("; ".join(notes))
         student = trained_in_pieces(pruned, teacher, batches, OPTIONS, scratch, arguments)
         if student is None:

@@ -183,6 +183,8 @@ def profile_command(
 
 def _optimize(given: dict[str, Any], **fixed: Any) -> None:
     """Turn a command's arguments, by name, into a request; run it, print, exit."""
+    refuse_empty({name: value for name, value in given.items() if name != "model"})
+    given |= {"budget": _budgets(given["budget"]), "floor": _floor(given["floor"])}
     from optimize.request import (
         Request,
         cache_folder,
@@ -194,7 +196,6 @@ def _optimize(given: dict[str, Any], **fixed: Any) -> None:
         parse_strategies,
     )
 
-    refuse_empty({name: value for name, value in given.items() if name != "model"})
     json, quiet, verbose = (given.pop(name) for name in ("json", "quiet", "verbose"))
     given["cache"] = cache_folder(given["cache"], given.pop("no_cache"))
     read: dict[str, Callable[[Any], Any]] = {
@@ -205,8 +206,6 @@ def _optimize(given: dict[str, Any], **fixed: Any) -> None:
         "cpus": lambda text: parse_cpus(text) if text else None,
         "time_limit": parse_duration,
         "input": lambda texts: tuple(map(parse_input, texts or ())),
-        "budget": _budgets,
-        "floor": _floor,
         "out": lambda text: Path(text) if text else None,
     }
     names = {

@@ -23,7 +23,7 @@ from optimize.models.source import detect
 from optimize.models.usercode import check_function
 from optimize.observer import Observer, Silent
 from optimize.passes.chain import Chain
-from optimize.prepare import load_rival, prepare
+from optimize.prepare import check, load_rival, prepare
 from optimize.processes.child import Children
 from optimize.processes.scratch import run_folder
 from optimize.reports import pictures
@@ -56,6 +56,7 @@ def run(request: Request, observer: Observer | None = None, target: Target | Non
     Raises:
         InputError: what was given cannot be used; nothing is written.
     """
+    check(request)
     clock, target = Clock(observer or Silent()), target or LocalTarget()
     if request.trials:
         study.check_installed()

@@ -97,7 +97,7 @@ def _module(step: Prune, model: Model, context: Context) -> PassResult:
 
 def _module_start(step: Prune, program: Any, model: Model, context: Context) -> ModuleCut:
     from optimize.models.program import load_program
-    from optimize.passes.prune import MODULE_MULTIPLE
+    from optimize.passes.pruning.select import convolution_block
     from optimize.passes.training.batches import Batches
     from optimize.passes.training.cuttable import ModuleCut, numbers
     from optimize.passes.training.prune import Prunable, prunable
@@ -122,7 +122,7 @@ def _module_start(step: Prune, program: Any, model: Model, context: Context) -> 
     return ModuleCut(
         program=program,
         found=found,
-        multiple=step.multiple or MODULE_MULTIPLE,
+        multiple=step.multiple or convolution_block(context.isa),
         batch=batch,
         wanted=numbers(teacher, batch),
         lower=_exported,

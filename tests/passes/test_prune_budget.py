@@ -23,6 +23,7 @@ from optimize.models import data as samples
 from optimize.models.data import Dataset
 from optimize.models.export import Exported, export_program, load_and_export
 from optimize.models.model import Model
+from optimize.models.program import load_program
 from optimize.models.source import detect
 from optimize.passes.base import PassResult
 from optimize.passes.chain import Chain
@@ -128,11 +129,22 @@ def test_a_module_lands_there_too_after_recovery(
     assert exported.program is not None
     bench = Formula({"p99": int(0.6 * SOURCE_NS)})
     text = "prune{to=p99,on=module,rounds=1,recovery=5}"
-    cut = apply(text, exported.program, images, bench=bench, teacher=exported.program)
+    isa = frozenset({"avx512f"})  # by 16, hence with few widths to try
+    cut = apply(text, exported.program, images, bench=bench, teacher=exported.program, isa=isa)
     made = export_program(cut.model, tmp_path).model
     assert 0.9 * 0.6 <= work(made) / work(exported.model) <= 0.6
     assert "widths: " in cut.notes[1]
     assert made.signature == exported.model.signature
+
+
+@pytest.mark.parametrize(("isa", "width"), [(("avx2",), 56), (("avx2", "avx512f"), 64)])
+def test_a_modules_widths_are_those_that_the_kernels_compute_at_a_time(
+    isa: tuple[str, ...], width: int, exported: Exported, images: Dataset, apply: Apply
+) -> None:
+    assert exported.program is not None
+    cut = apply("prune{ratio=0.4,on=module}", exported.program, images, isa=frozenset(isa))
+    weights = load_program(cut.model.path).module.state_dict()
+    assert weights["stem.weight"].shape[0] == width  # of 96
 
 
 def test_what_meets_its_budget_stays_as_it_is(

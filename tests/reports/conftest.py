@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,9 +54,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return file
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def opened(browser: Any, pages: Callable[[str], Path]) -> Callable[..., Any]:
-    """Open a report by name, e.g. ``with opened("many", width=390) as shown``."""
+    """Open a report of one's own by name, e.g. ``with opened("many", width=390) as shown``."""
 
     @contextmanager
     def show(name: str, width: int = 1440, scheme: str = "light") -> Iterator[Opened]:
@@ -74,3 +74,18 @@ def opened(browser: Any, pages: Callable[[str], Path]) -> Callable[..., Any]:
         context.close()
 
     return show
+
+
+@pytest.fixture(scope="session")
+def seen(opened: Callable[..., Any]) -> Iterator[Callable[..., Opened]]:
+    """A report to look at only, opened once for all tests: ``seen("many", width=390)``."""
+    open_once: dict[tuple[str, int, str], Opened] = {}
+    with ExitStack() as stack:
+
+        def look(name: str, width: int = 1440, scheme: str = "light") -> Opened:
+            key = name, width, scheme
+            if key not in open_once:
+                open_once[key] = stack.enter_context(opened(*key))
+            return open_once[key]
+
+        yield look

@@ -15,7 +15,7 @@ from optimize.reports.samples import pack, unpack
 from optimize.reports.view import View
 
 MOST_BYTES = 6_000_000
-Open = Callable[..., Any]
+Open = See = Callable[..., Any]
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -35,38 +35,35 @@ def test_a_page_of_twice_as_many_variants_and_calls_is_no_larger() -> None:
     ("name", "scheme"), [*((name, "light") for name in EVERY), ("many", "dark")]
 )
 def test_it_opens_without_a_network_and_without_complaint(
-    name: str, scheme: str, opened: Open
+    name: str, scheme: str, seen: See
 ) -> None:
-    with opened(name, scheme=scheme) as shown:
-        assert shown.page.locator("h2#answer").is_visible()
-        assert shown.complaints == []
-        assert [
-            url for url in shown.requests if not url.startswith(("file:", "data:", "blob:"))
-        ] == []
-        assert len(shown.requests) == 1  # itself
+    shown = seen(name, scheme=scheme)
+    assert shown.page.locator("h2#answer").is_visible()
+    assert shown.complaints == []
+    assert [url for url in shown.requests if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert len(shown.requests) == 1  # itself
 
 
 @pytest.mark.parametrize(("name", "width"), [("many", 1440), ("many", 390), ("hostile", 390)])
-def test_nothing_sticks_out_of_the_window(name: str, width: int, opened: Open) -> None:
-    with opened(name, width=width) as shown:
-        assert shown.page.evaluate("document.documentElement.scrollWidth") <= width
+def test_nothing_sticks_out_of_the_window(name: str, width: int, seen: See) -> None:
+    shown = seen(name, width=width)
+    assert shown.page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 @pytest.mark.parametrize(
     ("name", "width", "scheme"),
     [("many", 1440, "light"), ("many", 390, "dark"), ("undecided", 1440, "dark")],
 )
-def test_axe_finds_nothing_to_object_to(name: str, width: int, scheme: str, opened: Open) -> None:
+def test_axe_finds_nothing_to_object_to(name: str, width: int, scheme: str, seen: See) -> None:
     pytest.importorskip("axe_playwright_python", reason="axe-core is not installed")
     axe = (files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
-    with opened(name, width, scheme) as shown:
-        shown.page.evaluate(axe)
-        found = shown.page.evaluate("axe.run({resultTypes: ['violations']})")
-        assert [
-            (rule["id"], [node["target"] for node in rule["nodes"]][:3])
-            for rule in found["violations"]
-        ] == []
-        assert len(found["passes"]) > 10
+    shown = seen(name, width, scheme)
+    shown.page.evaluate(axe)
+    found = shown.page.evaluate("axe.run({resultTypes: ['violations']})")
+    assert [
+        (rule["id"], [node["target"] for node in rule["nodes"]][:3]) for rule in found["violations"]
+    ] == []
+    assert len(found["passes"]) > 10
 
 
 @pytest.mark.parametrize(
@@ -76,27 +73,27 @@ def test_axe_finds_nothing_to_object_to(name: str, width: int, scheme: str, open
         ("undecided", "Undecided"), ("unmeasured", "Interrupted"),
     ],
 )  # fmt: skip
-def test_it_leads_with_the_answer(name: str, title: str, opened: Open) -> None:
-    with opened(name) as shown:
-        first = shown.page.locator("main section").first
-        assert first.locator("h2").inner_text().startswith(title)
+def test_it_leads_with_the_answer(name: str, title: str, seen: See) -> None:
+    shown = seen(name)
+    first = shown.page.locator("main section").first
+    assert first.locator("h2").inner_text().startswith(title)
 
 
-def test_facts_tell_margin_and_certainty(opened: Open) -> None:
-    with opened("many") as shown:
-        text = shown.page.locator(".facts").inner_text()
-        latency = many().report.variant("fold,fuse,int8{mode=static}").latency
-        assert latency is not None
-        assert f"{latency.p99_ms:.4g} ms" in text
-        assert f"{1 - latency.p99_ms / 20:.1%} of the budget of 20 ms is left" in text
-        assert "99%" in text
-        assert "1500 calls in 3 processes" in text
+def test_facts_tell_margin_and_certainty(seen: See) -> None:
+    shown = seen("many")
+    text = shown.page.locator(".facts").inner_text()
+    latency = many().report.variant("fold,fuse,int8{mode=static}").latency
+    assert latency is not None
+    assert f"{latency.p99_ms:.4g} ms" in text
+    assert f"{1 - latency.p99_ms / 20:.1%} of the budget of 20 ms is left" in text
+    assert "99%" in text
+    assert "1500 calls in 3 processes" in text
 
 
-def test_the_nearest_miss_is_told(opened: Open) -> None:
-    with opened("none_kept") as shown:
-        assert "1.60x the budget" in shown.page.locator(".miss").inner_text()
-        assert shown.page.locator("#plot-tradeoff").get_by_text("nearest miss").is_visible()
+def test_the_nearest_miss_is_told(seen: See) -> None:
+    shown = seen("none_kept")
+    assert "1.60x the budget" in shown.page.locator(".miss").inner_text()
+    assert shown.page.locator("#plot-tradeoff").get_by_text("nearest miss").is_visible()
 
 
 def test_hovering_tells_chain_and_reason(opened: Open) -> None:
@@ -110,17 +107,17 @@ def test_hovering_tells_chain_and_reason(opened: Open) -> None:
         assert "in 3 fresh processes, p99 holds" in text
 
 
-def test_budget_floor_front_and_chosen_are_marked(opened: Open) -> None:
-    with opened("many") as shown:
-        plot = shown.page.locator("#plot-tradeoff")
-        for text in ("budget 20 ms", "floor 0.9233", "chosen", "source", "Pareto front"):
-            assert plot.get_by_text(text, exact=True).is_visible()
-        statuses = {v.status for v in many().report.variants if v.latency}
-        symbols = shown.page.evaluate(
-            "document.getElementById('plot-tradeoff').data.filter(t => t.mode === 'markers')"
-            ".map(t => t.marker.symbol)"
-        )
-        assert len(set(symbols)) == len(symbols) == len(statuses)  # no two alike but in colour
+def test_budget_floor_front_and_chosen_are_marked(seen: See) -> None:
+    shown = seen("many")
+    plot = shown.page.locator("#plot-tradeoff")
+    for text in ("budget 20 ms", "floor 0.9233", "chosen", "source", "Pareto front"):
+        assert plot.get_by_text(text, exact=True).is_visible()
+    statuses = {v.status for v in many().report.variants if v.latency}
+    symbols = shown.page.evaluate(
+        "document.getElementById('plot-tradeoff').data.filter(t => t.mode === 'markers')"
+        ".map(t => t.marker.symbol)"
+    )
+    assert len(set(symbols)) == len(symbols) == len(statuses)  # no two alike but in colour
 
 
 VISIBLE = (
@@ -199,19 +196,19 @@ def test_rows_are_filtered_by_words_and_by_status(opened: Open) -> None:
         assert rows.count() == 60 - wanted
 
 
-def test_names_with_html_in_them_are_shown_as_they_are(opened: Open) -> None:
-    with opened("hostile") as shown:
-        page = shown.page
-        assert page.locator("h1").inner_text() == HOSTILE
-        assert page.locator("img").count() == 0
-        assert page.locator("#variants").get_by_text(HOSTILE).first.is_visible()
-        page.locator("#plot-tradeoff .scatterlayer .points path").first.hover(force=True)
-        label = page.locator("#plot-tradeoff .hoverlayer")
-        label.locator("text").first.wait_for()
-        assert "".join(HOSTILE.split()) in "".join(label.text_content().split())
-        legend = page.locator("#plot-distribution .legendtext").nth(1).text_content()
-        assert "".join(legend.split()) == "".join(HOSTILE.split())
-        assert shown.complaints == []
+def test_names_with_html_in_them_are_shown_as_they_are(seen: See) -> None:
+    shown = seen("hostile")
+    page = shown.page
+    assert page.locator("h1").inner_text() == HOSTILE
+    assert page.locator("img").count() == 0
+    assert page.locator("#variants").get_by_text(HOSTILE).first.is_visible()
+    page.locator("#plot-tradeoff .scatterlayer .points path").first.hover(force=True)
+    label = page.locator("#plot-tradeoff .hoverlayer")
+    label.locator("text").first.wait_for()
+    assert "".join(HOSTILE.split()) in "".join(label.text_content().split())
+    legend = page.locator("#plot-distribution .legendtext").nth(1).text_content()
+    assert "".join(legend.split()) == "".join(HOSTILE.split())
+    assert shown.complaints == []
 
 
 def test_the_theme_can_be_switched(opened: Open) -> None:
@@ -228,30 +225,30 @@ def test_the_theme_can_be_switched(opened: Open) -> None:
         assert (page.evaluate(paper), page.evaluate(ink)) == before
 
 
-def test_passes_parts_bound_and_reasons_are_there(opened: Open) -> None:
-    with opened("many") as shown:
-        page = shown.page
-        rows = page.locator(".waterfall tbody tr")
-        assert [row.split()[0] for row in rows.all_inner_texts()] == [
-            "source", "fold", "fuse", "int8{mode=static}",
-        ]  # fmt: skip
-        assert "cosine 0.9981" in rows.nth(3).inner_text()
-        where = page.locator("section[aria-labelledby=where]").inner_text()
-        assert "QLinearConv" in where
-        assert "1.53x" in where
-        assert "already runs in INT8" in page.locator("section[aria-labelledby=why]").inner_text()
+def test_passes_parts_bound_and_reasons_are_there(seen: See) -> None:
+    shown = seen("many")
+    page = shown.page
+    rows = page.locator(".waterfall tbody tr")
+    assert [row.split()[0] for row in rows.all_inner_texts()] == [
+        "source", "fold", "fuse", "int8{mode=static}",
+    ]  # fmt: skip
+    assert "cosine 0.9981" in rows.nth(3).inner_text()
+    where = page.locator("section[aria-labelledby=where]").inner_text()
+    assert "QLinearConv" in where
+    assert "1.53x" in where
+    assert "already runs in INT8" in page.locator("section[aria-labelledby=why]").inner_text()
 
 
-def test_what_was_measured_can_be_repeated(opened: Open) -> None:
-    with opened("one") as shown:
-        text = shown.page.locator("section.what").inner_text()
-        assert "optimize resnet.safetensors --budget p99=20ms --data data.npz" in text
-        assert "900 of 1000 calls while nothing disturbed the machine" in text
-        assert "A processor with a long name" in text
+def test_what_was_measured_can_be_repeated(seen: See) -> None:
+    shown = seen("one")
+    text = shown.page.locator("section.what").inner_text()
+    assert "optimize resnet.safetensors --budget p99=20ms --data data.npz" in text
+    assert "900 of 1000 calls while nothing disturbed the machine" in text
+    assert "A processor with a long name" in text
 
 
-def test_without_single_timings_it_says_so(opened: Open) -> None:
-    with opened("without_samples") as shown:
-        assert shown.page.locator("#plot-distribution .lines").first.is_visible()
-        assert shown.page.locator("#plot-time").count() == 0
-        assert shown.page.get_by_text("holds no single timings").is_visible()
+def test_without_single_timings_it_says_so(seen: See) -> None:
+    shown = seen("without_samples")
+    assert shown.page.locator("#plot-distribution .lines").first.is_visible()
+    assert shown.page.locator("#plot-time").count() == 0
+    assert shown.page.get_by_text("holds no single timings").is_visible()
