@@ -204,7 +204,7 @@ def _processed(data: Dataset, pre: str | None, purpose: str, clock: _Clock) -> D
     function = load_function(pre, "--pre")
     # Copies, so that a function that works in place leaves the raw samples as they are.
     copies = ({k: v.copy() for k, v in data.sample(i).items()} for i in range(len(data)))
-    given = []
+    given: list[dict[str, Any]] = []
     for sample in copies:
         if clock.up:
             made = f"{len(given)} of {len(data)} samples of {purpose}"
