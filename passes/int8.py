@@ -23,11 +23,13 @@ from optimize.passes.session import left_out
 Mode = Literal["dynamic", "static", "weights"]
 Engine = Literal["onnxruntime", "neural-compressor", "nncf"]
 _CONV = ("Conv", "ConvTranspose")
+# Computed in float whatever surrounds them: pairs around them would only cost time and accuracy.
+_NORMALIZATIONS = {"BatchNormalization", "InstanceNormalization", "LayerNormalization"}
 _RECURRENT = ("LSTM", "GRU")
 _OVERFLOWING = "weights in 8 bits: some of this device's products overflow"
 # Integer dot products that do not overflow their 16-bit intermediates.
 _DOT_PRODUCT = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "sve"}
-_RANKING = "ranking.json"
+_RANKING = "layers.json"
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Int8(Pass):
     """
 
     name: ClassVar[str] = "int8"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     summary: ClassVar[str] = "INT8 quantization: dynamic, static (QDQ) or weight-only (8 or 4 bits)"
     needs: ClassVar[str] = (
         "mode=static: real data to calibrate on; recover=distill: a torch module; "
@@ -209,6 +211,7 @@ class Int8(Pass):
             if self.mode == "static"
             else {*registry.IntegerOpsRegistry, "Gemm"}
         )
+        known -= _NORMALIZATIONS
         wanted = known
         if self.ops == "matmul" or (
             self.ops == "auto" and self.mode == "static" and has_attention(model)
@@ -310,7 +313,7 @@ class Int8(Pass):
         Raises:
             NotApplicable: there are not that many layers.
         """
-        from optimize.passes.quantizers.layers import MOST_LAYERS, rank
+        from optimize.passes.quantizers.ranking import MOST_LAYERS, rank
 
         if self.keep >= len(layers):
             raise NotApplicable(f"keep={self.keep} leaves none of {len(layers)} layers in INT8")
@@ -319,7 +322,7 @@ class Int8(Pass):
         parts = [model.digest[:16], samples.digest[:16], *map(str, options), _RANKING]
         file = context.folder.parent / "-".join(parts)
         if not file.is_file():
-            ranked = rank(without(()), reference, lambda n: without((n,)), layers, samples, most)
+            ranked = rank(reference, without, layers, samples, most)
             fresh = context.folder / _RANKING
             fresh.write_text(json.dumps([asdict(layer) for layer in ranked]))
             fresh.replace(file)

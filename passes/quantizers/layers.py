@@ -1,23 +1,11 @@
-"""Which layers to leave in float: accuracy recovered per microsecond lost.
-
-Every layer of a quantized model is put back to float alone; what the outputs' error falls by is
-what that layer's quantization cost, and the layer's own float time is what giving it up costs.
-"""
+"""Layers of a quantized model: which there are, and how some are put back to float."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from optimize.models.data import Dataset
-from optimize.models.run import feed
-from optimize.passes.files import open_session
 from optimize.passes.quantizers.static import MATMUL
-from optimize.worker import GRAPH_LEVEL, session_options
 
 # What only moves numbers costs no accuracy.
 _MOVES = frozenset(
@@ -26,79 +14,9 @@ _MOVES = frozenset(
         "Concat Gather MaxPool Identity"
     ).split()
 )
-MOST_LAYERS = 96
-_CHECKED = 8
 # onnxruntime's optimizer that quantizes float weights between quantized tensors: a layer that was
 # put back to float would be quantized again while it is loaded.
 REQUANTIZER = "WeightBiasQuantization"
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A layer and what its quantization brings.
-
-    Attributes:
-        node: its name.
-        recovered: by how much the outputs' relative squared error falls when it stays in float.
-        time_share: its share of the float model's time in such layers.
-    """
-
-    node: str
-    recovered: float
-    time_share: float
-
-    @property
-    def worth(self) -> float:
-        """Error recovered for each share of the time."""
-        return self.recovered / max(self.time_share, 1e-6)
-
-
-def rank(
-    full: Any,
-    reference: Path,
-    without: Callable[[str], Any],
-    layers: Sequence[str],
-    samples: Dataset,
-    most: int,
-) -> list[Layer]:
-    """Rank layers by what leaving each of them in float recovers, best first.
-
-    Args:
-        full: the quantized ``onnx.ModelProto``.
-        reference: the float model's file, with the same names.
-        without: gives the quantized model with one layer, by name, in float.
-        layers: names of the quantized layers.
-        samples: inputs to compare outputs on.
-        most: how many to rank, the slowest.
-    """
-    samples = samples.first(_CHECKED)
-    true = _outputs(reference, samples)
-    times = float_times(reference, samples, layers)
-    chosen = sorted(layers, key=lambda name: -times[name])[:most]
-    total = sum(times.values()) or 1.0
-    error = output_error(_outputs(full.SerializeToString(), samples), true)
-    ranked = [
-        Layer(
-            name,
-            error - output_error(_outputs(without(name).SerializeToString(), samples), true),
-            times[name] / total,
-        )
-        for name in chosen
-    ]
-    return sorted(ranked, key=lambda layer: -layer.worth)
-
-
-def output_error(got: Sequence[Sequence[Any]], want: Sequence[Sequence[Any]]) -> float:
-    """Squared error of all float outputs, each relative to its power, summed over outputs."""
-    errors = []
-    for output in range(len(want[0])):
-        a = [np.asarray(values[output]) for values in got]
-        b = [np.asarray(values[output]) for values in want]
-        if b[0].dtype.kind == "f":
-            gap = sum(float(((x - y) ** 2).sum()) for x, y in zip(a, b, strict=True))
-            power = sum(float((y**2).sum()) for y in b)
-            errors.append(gap / max(power, 1e-30))
-    return sum(errors)
 
 
 def restore(quantized: Any, reference: Any, nodes: Sequence[str]) -> Any:
@@ -183,37 +101,3 @@ def quantized_layers(quantized: Any, reference: Any) -> list[str]:
         for node in quantized.graph.node
         if node.op_type not in _MOVES and node.name in known and dequantized & set(node.input)
     ]
-
-
-def float_times(model: Path, samples: Dataset, layers: Sequence[str]) -> Mapping[str, float]:
-    """Nanoseconds that each layer takes in the float model, on one thread."""
-    import json
-
-    import onnxruntime
-
-    # Beyond this level nodes lose their names.
-    options = session_options({GRAPH_LEVEL: "BASIC"}, 1)
-    options.enable_profiling = True
-    options.profile_file_prefix = str(model.with_name("layers"))
-    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-    for index in range(len(samples)):
-        session.run(None, feed(samples.sample(index)))
-    file = Path(session.end_profiling())
-    events = json.loads(file.read_text())
-    file.unlink()
-    times = dict.fromkeys(layers, 0.0)
-    suffix = "_kernel_time"
-    for event in events:
-        name = str(event.get("name", ""))
-        if event.get("cat") == "Node" and name.endswith(suffix):
-            # A fused node's name begins with the name of the first that it was made of.
-            node = name.removesuffix(suffix)
-            owner = node if node in times else node.split("/MatMulAddFusion")[0]
-            if owner in times:
-                times[owner] += 1000.0 * event["dur"]
-    return times
-
-
-def _outputs(model: Path | bytes, samples: Dataset) -> list[list[Any]]:
-    session = open_session(model, without=REQUANTIZER)
-    return [session.run(None, feed(samples.sample(i))) for i in range(len(samples))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +19,10 @@ from onnx import TensorProto, helper, numpy_helper
 from optimize.errors import InputError, NotApplicable, OptimizeError
 from optimize.models.data import Dataset
 from optimize.models.model import Model
-from optimize.models.run import open_session
+from optimize.models.run import feed, open_session
 from optimize.passes.base import PassResult
 from optimize.passes.chain import Chain
-from optimize.passes.quantizers import layers, ranges
+from optimize.passes.quantizers import layers, ranges, ranking
 from optimize.passes.quantizers.nncf_engine import unsigned_activations
 from optimize.passes.quantizers.ranges import least_squares_range, suitable
 
@@ -303,17 +303,17 @@ def test_what_other_data_ranked_is_ranked_anew(
     graph: GraphMaker, rows: Dataset, apply: Apply, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     model, folder = mlp(graph), tmp_path_factory.getbasetemp()
-    before = set(folder.glob("*ranking.json"))
+    before = set(folder.glob("*layers.json"))
     for count in (24, 12, 24):
         data = rows.take(range(count))
         apply("int8{mode=static,ops=matmul,keep=1}", model, rows, calibration=data)
-    assert len(set(folder.glob("*ranking.json")) - before) == 2
+    assert len(set(folder.glob("*layers.json")) - before) == 2
 
 
 def test_as_many_layers_are_ranked_as_are_kept(
     graph: GraphMaker, rows: Dataset, apply: Apply, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layers, "MOST_LAYERS", 1)
+    monkeypatch.setattr(ranking, "MOST_LAYERS", 1)
     result = apply("int8{mode=static,ops=matmul,keep=2}", mlp(graph, 4), rows)
     assert result.notes[-1].count("layer") == 2
 
@@ -414,23 +414,69 @@ def test_a_branch_still_reads_what_a_relu_made(
 def test_errors_are_relative_to_each_output() -> None:
     want = [[np.array([3.0, 4.0]), np.array([1])], [np.array([0.0, 0.0]), np.array([2])]]
     got = [[np.array([3.0, 4.5]), np.array([7])], [np.array([0.5, 0.0]), np.array([2])]]
-    assert layers.output_error(got, want) == pytest.approx((0.25 + 0.25) / 25)  # integers: none
-    assert layers.output_error(want, want) == 0
+    assert ranking.output_error(got, want) == pytest.approx((0.25 + 0.25) / 25)  # integers: none
+    assert ranking.output_error(want, want) == 0
 
 
 def test_worth_is_accuracy_for_time() -> None:
-    slow, quick = layers.Layer("a", 1.0, 0.5), layers.Layer("b", 1.0, 0.1)
-    assert quick.worth == pytest.approx(5 * slow.worth)
-    assert layers.Layer("c", 1.0, 0.0).worth > quick.worth
+    slow, quick = ranking.Layer("a", 1.0, 50.0), ranking.Layer("b", 1.0, 10.0)
+    assert quick.worth(1) == pytest.approx(5 * slow.worth(1))
+    assert ranking.Layer("c", 1.0, 0.0).worth(1) > quick.worth(1)
 
 
-def test_time_is_found_for_every_layer(graph: GraphMaker, rows: Dataset) -> None:
+def test_only_kernels_that_differ_count_as_lost_time() -> None:
+    def form(**kernels: tuple[int, float]) -> ranking.Form:
+        spent = {(name, name): ranking.Spent(*given) for name, given in kernels.items()}
+        return ranking.Form(0.1, spent)
+
+    before = form(a=(1, 9.0), integer=(1, 5.0), transposes=(3, 21.0))
+    after = form(a=(1, 90.0), float=(1, 6.0), dequantize=(1, 1.5), transposes=(1, 8.0))
+    assert after.slower_than(before) == pytest.approx(6.0 + 1.5 - 5.0 - 13.0)
+    assert before.slower_than(after) == pytest.approx(10.5)
+
+
+class Known:
+    """Stands for a quantized model: which layers are in float decides on all that is seen."""
+
+    def __init__(self, kept: Sequence[str]) -> None:
+        self.kept = kept
+
+    def SerializeToString(self) -> Any:
+        return self.kept
+
+
+@pytest.mark.parametrize(
+    ("together", "order"), [(False, ["slow", "b", "a", "c"]), (True, ["slow", "b", "c", "a"])]
+)
+def test_layers_are_ranked_by_accuracy_per_microsecond_and_anew_beside_those_put_back(
+    together: bool, order: list[str], rows: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = {"slow": 0.0, "a": 3.0, "b": 4.0, "c": 1.0}
+    lost = {"slow": -50.0, "a": 20.0, "b": 20.0, "c": 20.0}
+
+    def run(kept: Any, _: Any) -> tuple[list[list[Any]], ranking.Kernels]:
+        if isinstance(kept, Path):
+            return [[np.array([1.0, 0.0])]], {}
+        # Once b is in float, all that c costs is gone with it.
+        us = {n: 0.0 if together and n == "c" and "b" in kept else lost[n] for n in kept}
+        gap = sum(error for name, error in errors.items() if name not in kept)
+        kernels = {("Conv", name): ranking.Spent(1, 100.0 + us[name]) for name in kept}
+        others = [name for name in errors if name not in kept]
+        kernels |= {("QLinearConv", name): ranking.Spent(1, 100.0) for name in others}
+        return [[np.array([1.0, np.sqrt(gap)])]], kernels
+
+    monkeypatch.setattr(ranking, "_run", run)
+    ranked = ranking.rank(Path("float"), Known, [*errors], rows, 4, again_s=60)
+    assert [layer.node for layer in ranked] == order
+
+
+def test_kernels_of_a_run_are_found_by_operator_and_name(graph: GraphMaker, rows: Dataset) -> None:
     model = mlp(graph)
-    names = ["layer0", "layer1", "layer2"]
-    times = layers.float_times(model.path, rows, names)
-    assert list(times) == names
-    assert all(time >= 0 for time in times.values())
-    assert sum(times.values()) > 0
+    feeds = [feed(rows.sample(0))]
+    outputs, kernels = ranking._run(model.path, feeds)
+    np.testing.assert_array_equal(outputs[0][0], open_session(model).run(None, feeds[0])[0])
+    times = ranking.owned(kernels, ["layer0", "layer1", "layer2"])
+    assert all(us > 0 for us in times.values())
     assert [file.name for file in model.path.parent.iterdir()] == [model.path.name]
 
 

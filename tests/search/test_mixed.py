@@ -65,6 +65,22 @@ def test_nothing_slower_than_the_best_kept_is_started_from() -> None:
     assert bases([row(DYNAMIC, "kept", 3), row(STATIC, "inaccurate", 5)]) == []
 
 
+def test_a_few_layers_are_left_in_float_where_integers_gain_little() -> None:
+    source = row("source", "kept", 5)
+    [ladder] = ladders([source, row(STATIC, "kept", 4.4), row(DYNAMIC, "kept", 4)], False)
+    assert (str(ladder.base), ladder.few) == (DYNAMIC, True)
+    tried, attempt = attempts(lambda keep: row(DYNAMIC, "kept", 1))
+    climb(ladder, attempt)
+    assert tried == [1, 2]
+    assert bases([source, row(STATIC, "kept", 2)]) == []
+    assert bases([row("source", "kept", 50), row(STATIC, "kept", 44)]) == []  # too slow to look
+    assert bases([source, row(STATIC, "failed", 4)]) == []
+    missing = [source, row(STATIC, "inaccurate", 3), row(DYNAMIC, "inaccurate", 2.5)]
+    assert [ladder.few for ladder in ladders([*missing, row(STATIC, "kept", 4)], False)] == [
+        False, False,
+    ]  # fmt: skip
+
+
 def test_the_whole_frontier_starts_from_the_fastest_whether_it_holds_or_not() -> None:
     rows = [row(DYNAMIC, "kept", 3), row(STATIC, "inaccurate", 5), row("fold,fp16", "kept", 1)]
     assert bases(rows, True) == [DYNAMIC, STATIC]
