@@ -114,7 +114,7 @@ def mixed_against_uniform(report: Report) -> tuple[bool, bool]:
         mixed = _fastest(able)
         if mixed is None:
             continue
-        speed, other = mixed.speedup or 1, (uniform.speedup or 0) if uniform else 1.0
+        speed, other = mixed.speedup or 1, (uniform.speedup or 1) if uniform else 1.0
         gained |= _keeps(mixed) and speed > NOISE * other
         lost |= speed < other / NOISE
         name = uniform.chain if uniform else "none, hence the source"
