@@ -19,12 +19,15 @@ from optimize.search import mixed, tune
 from optimize.search.space import Space
 from optimize.search.study import Search, gain
 
+LAYERS = ("Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU")
+
 
 def mix(state: RunState, screening: Screening, observer: Observer) -> None:
     """Go on from the uniform strategies: leave layers in float where that pays."""
     limits = state.limits(SCREEN_SHARE)
-    builder = state.builder
+    builder, prepared = state.builder, state.prepared
     assert builder is not None  # set by build_all
+    assert prepared is not None  # set before anything is measured
     builder.until(limits.deadline)
 
     def attempt(chain: Chain) -> VariantReport | None:
@@ -34,7 +37,8 @@ def mix(state: RunState, screening: Screening, observer: Observer) -> None:
         return screening.evaluate(variant, limits) if take_up(state, variant) else None
 
     observer.stage("mixed precision", 0)
-    for ladder in mixed.ladders(screening.prospects(), state.request.everything):
+    layers = prepared.exported.model.count(*LAYERS)
+    for ladder in mixed.ladders(screening.prospects(), state.request.everything, layers):
         mixed.climb(ladder, attempt)
     screening.time_rest(limits, observer)
 

@@ -19,8 +19,8 @@ Attempt = Callable[[Chain], VariantReport | None]
 MOST_BASES, MOST_KEPT = 2, 32
 # INT8 that takes more than this share of the float model's time has layers that lose some.
 GAINS_LITTLE = 0.6
-# To look for them takes some hundred calls for each layer.
-QUICK_MS = 10.0
+# To look for them takes a session and some calls for each layer.
+QUICK_MS, FEW_LAYERS = 10.0, 32
 FEW = (1, 2)
 # 1, 2, 4, ... layers from each base, and one try in the middle.
 MOST_ATTEMPTS = MOST_BASES * (MOST_KEPT.bit_length() + 1)
@@ -47,12 +47,12 @@ class Ladder:
         return Chain((*first, replace(last, keep=keep)), self.base.runtime)
 
 
-def ladders(rows: Sequence[VariantReport], everything: bool) -> list[Ladder]:
+def ladders(rows: Sequence[VariantReport], everything: bool, layers: int) -> list[Ladder]:
     """The uniform strategies that are worth going on from, fastest first.
 
     These are the ones that miss the floor and are faster than every variant that holds it, and
-    quick ones that hold it and gain little; with ``everything``, the fastest ones, whether they
-    hold it or not.
+    quick ones of few ``layers`` that hold it and gain little; with ``everything``, the fastest
+    ones, whether they hold it or not.
     """
     kept = [row.latency.p50_ms for row in rows if row.status == "kept" and row.latency]
     best = min(kept, default=float("inf"))
@@ -65,7 +65,8 @@ def ladders(rows: Sequence[VariantReport], everything: bool) -> list[Ladder]:
     ]
     fastest = sorted(bases, key=lambda base: base[0])[:MOST_BASES]
     found = [Ladder(chain, everything) for _, chain in fastest]
-    few = [] if everything else [Ladder(chain, few=True) for chain in _gain_little(rows)]
+    look = not everything and layers <= FEW_LAYERS
+    few = [] if not look else [Ladder(chain, few=True) for chain in _gain_little(rows)]
     return [*found, *few][:MOST_BASES]
 
 

@@ -38,7 +38,7 @@ def row(chain: str, status: str, p50_ms: float | None) -> VariantReport:
 
 
 def bases(rows: Sequence[VariantReport], everything: bool = False) -> list[str]:
-    return [str(ladder.base) for ladder in ladders(rows, everything)]
+    return [str(ladder.base) for ladder in ladders(rows, everything, 10)]
 
 
 STATIC, DYNAMIC = "fold,int8{mode=static}", "fold,int8{mode=dynamic}"
@@ -67,7 +67,7 @@ def test_nothing_slower_than_the_best_kept_is_started_from() -> None:
 
 def test_a_few_layers_are_left_in_float_where_integers_gain_little() -> None:
     source = row("source", "kept", 5)
-    [ladder] = ladders([source, row(STATIC, "kept", 4.4), row(DYNAMIC, "kept", 4)], False)
+    [ladder] = ladders([source, row(STATIC, "kept", 4.4), row(DYNAMIC, "kept", 4)], False, 10)
     assert (str(ladder.base), ladder.few) == (DYNAMIC, True)
     tried, attempt = attempts(lambda keep: row(DYNAMIC, "kept", 1))
     climb(ladder, attempt)
@@ -75,8 +75,9 @@ def test_a_few_layers_are_left_in_float_where_integers_gain_little() -> None:
     assert bases([source, row(STATIC, "kept", 2)]) == []
     assert bases([row("source", "kept", 50), row(STATIC, "kept", 44)]) == []  # too slow to look
     assert bases([source, row(STATIC, "failed", 4)]) == []
+    assert ladders([source, row(STATIC, "kept", 4)], False, 33) == []  # too many to look at
     missing = [source, row(STATIC, "inaccurate", 3), row(DYNAMIC, "inaccurate", 2.5)]
-    assert [ladder.few for ladder in ladders([*missing, row(STATIC, "kept", 4)], False)] == [
+    assert [ladder.few for ladder in ladders([*missing, row(STATIC, "kept", 4)], False, 10)] == [
         False, False,
     ]  # fmt: skip
 
@@ -84,7 +85,7 @@ def test_a_few_layers_are_left_in_float_where_integers_gain_little() -> None:
 def test_the_whole_frontier_starts_from_the_fastest_whether_it_holds_or_not() -> None:
     rows = [row(DYNAMIC, "kept", 3), row(STATIC, "inaccurate", 5), row("fold,fp16", "kept", 1)]
     assert bases(rows, True) == [DYNAMIC, STATIC]
-    assert all(ladder.everything for ladder in ladders(rows, True))
+    assert all(ladder.everything for ladder in ladders(rows, True, 10))
 
 
 @pytest.mark.parametrize(
