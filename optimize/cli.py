@@ -71,15 +71,21 @@ class _ModelCommand(TyperCommand):
 
 
 class _Heard:
-    """A standard stream whose reader may go away: the run goes on, and exits by its verdict."""
+    """A standard stream whose reader may go away: the run goes on, and exits by its verdict.
 
-    def __init__(self, stream: TextIO) -> None:
+    What cannot be written for another reason, such as a full disk, is an error of ``result``.
+    """
+
+    def __init__(self, stream: TextIO, *, result: bool) -> None:
         self._stream = stream
+        self._result = result
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
+        if text == "":
+            return 0  # typer's question whether this is a stream of text
         with self._unheard():
             self._stream.write(text)
         return len(text)
@@ -92,8 +98,10 @@ class _Heard:
     def _unheard(self) -> Iterator[None]:
         try:
             yield
-        except BrokenPipeError:
+        except OSError as error:  # what is buffered must go somewhere when Python exits
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            if self._result and not isinstance(error, BrokenPipeError):
+                raise InputError(f"the output cannot be written: {error.strerror}") from error
 
 
 # No --help of its own, which the default command's stands for: typer would import pydantic to see
@@ -131,9 +139,10 @@ def main() -> None:
     """Run the command line and exit; every error of the user's is one sentence on stderr."""
     # A build system's SIGTERM is an interruption like Ctrl-C: report what is finished, leave clean.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.stdout, sys.stderr = _Heard(sys.stdout), _Heard(sys.stderr)
+    sys.stdout, sys.stderr = _Heard(sys.stdout, result=True), _Heard(sys.stderr, result=False)
     try:
         code = app(prog_name="optimize", standalone_mode=False)
+        sys.stdout.flush()
     except TyperException as error:
         _fail(_usage(error), EXIT_USAGE)
     except OptimizeError as error:

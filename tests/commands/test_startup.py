@@ -128,3 +128,19 @@ def test_a_reader_that_goes_away_is_no_traceback(digits_onnx: Path, tmp_path: Pa
     assert "Traceback" not in stderr
     assert "Exception ignored" not in stderr
     assert (tmp_path / "out" / "report.json").is_file()
+
+
+@pytest.mark.parametrize("words", [("passes",), ("--help",), ("--version",)])
+def test_output_that_cannot_be_written_is_no_success(words: tuple[str, ...]) -> None:
+    full = Path("/dev/full")
+    if not full.is_char_device():
+        pytest.skip("there is no /dev/full")
+    with full.open("w") as stdout:
+        done = subprocess.run(
+            [sys.executable, "-m", "optimize", *words],
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 2
+    assert done.stderr == "optimize: the output cannot be written: No space left on device\n"
