@@ -143,7 +143,7 @@ def _alike(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
 def _cosine(outputs: Outputs, labels: Array | None, reference: Outputs) -> Scores:
     # The worst output counts: an embedding must not hide behind a pooled output that survived.
     per_output = [_similarities(outputs[name], reference[name]) for name in reference]
-    degrees = any(_is_real(a) for arrays in reference.values() for a in arrays)
+    degrees = all(_is_real(a) for arrays in reference.values() for a in arrays)
     rows = np.min(np.array(per_output, np.float64), axis=0)
     return Scores(rows, average if degrees else mean)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import zipfile
 import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -102,6 +103,8 @@ def read_data(where: str, purpose: str = "--data") -> Dataset:
     path = Path(where)
     if path.is_dir():
         return _from_folder(path, purpose)
+    if not path.is_file():
+        raise InputError(f"{purpose} {where} is neither a file nor a folder")
     arrays = _read_npz(path, purpose)
     labels = arrays.pop(LABELS, None)
     if not arrays:
@@ -124,7 +127,7 @@ def read_data(where: str, purpose: str = "--data") -> Dataset:
 def check_there(where: str, purpose: str = "--data") -> None:
     """Raise InputError if there is nothing that :func:`read_data` could read."""
     file = where.rpartition(":")[0] if is_reference(where) else where
-    if not Path(file).exists():
+    if not os.path.exists(file):  # noqa: PTH110  Path raises where a name is too long
         raise InputError(f"{purpose} {where} does not exist")
 
 

@@ -36,14 +36,15 @@ T = TypeVar("T")
 
 def _checked(function: Callable[P, T]) -> Callable[P, T]:
     """Refuse arguments of other types than are annotated, in one sentence."""
-    checked = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(function)
+    config = ConfigDict(arbitrary_types_allowed=True)
+    checked: Callable[..., T] = validate_call(config=config)(function)
     signature = inspect.signature(function)
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         given = signature.bind(*args, **kwargs).arguments  # or Python's own TypeError
         try:
-            return checked(*args, **kwargs)
+            return checked(**given)
         except ValidationError as error:
             if error.title != function.__name__:
                 raise

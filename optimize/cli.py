@@ -8,7 +8,8 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from typing import Annotated, Any, TextIO
+from pathlib import Path
+from typing import Annotated, Any, TextIO, cast
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -104,6 +105,13 @@ class _Heard:
                 raise InputError(f"the output cannot be written: {error.strerror}") from error
 
 
+def _heard(stream: TextIO | None, *, result: bool) -> TextIO:
+    """The stream, or one for nobody where it was closed."""
+    if stream is None:
+        stream = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  for the whole run
+    return cast(TextIO, _Heard(stream, result=result))
+
+
 # No --help of its own, which the default command's stands for: typer would import pydantic to see
 # that it was not given, and that is most of what ``--help`` takes.
 app = typer.Typer(
@@ -139,7 +147,7 @@ def main() -> None:
     """Run the command line and exit; every error of the user's is one sentence on stderr."""
     # A build system's SIGTERM is an interruption like Ctrl-C: report what is finished, leave clean.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.stdout, sys.stderr = _Heard(sys.stdout, result=True), _Heard(sys.stderr, result=False)
+    sys.stdout, sys.stderr = _heard(sys.stdout, result=True), _heard(sys.stderr, result=False)
     try:
         code = app(prog_name="optimize", standalone_mode=False)
         sys.stdout.flush()

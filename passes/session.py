@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import mmap
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from optimize.errors import InputError, NotApplicable
+from optimize.errors import InputError, NotApplicable, NotNow
 from optimize.models.model import Model
 from optimize.passes.base import Context, Pass, PassResult
 from optimize.passes.files import WITHOUT
@@ -40,8 +41,6 @@ class Session(Pass):
 
     def __post_init__(self) -> None:
         """Check ``without``, ``none`` or names of optimizers joined by ``+``, and ``threads``."""
-        import re
-
         if not re.fullmatch(r"\w+(\+\w+)*", self.without):
             raise InputError(
                 f"session: without={self.without} is not of the form "
@@ -53,7 +52,7 @@ class Session(Pass):
     def apply(self, model: Model, context: Context) -> PassResult:
         """Set the options."""
         if self.threads > MOST_THREADS * len(granted_cpus()):
-            raise NotApplicable(f"threads={self.threads} on {len(granted_cpus())} cores")
+            raise NotNow(f"threads={self.threads} on {len(granted_cpus())} cores")
         changed = model
         if self.level != "ALL":
             changed = changed.configured({GRAPH_LEVEL: self.level})
@@ -71,14 +70,14 @@ class Session(Pass):
 def _known(optimizers: Sequence[str]) -> Sequence[str]:
     """The same names, if onnxruntime has them, which itself ignores what it does not know.
 
-    It cannot list them; but each is a text in its library.
+    It cannot list them; but each is in its library, as a text or in the name of a class.
     """
     from onnxruntime.capi import onnxruntime_pybind11_state as library
 
     with Path(library.__file__).open("rb") as file:
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     for name in optimizers:
-        if content.find(name.encode() + b"\0") < 0:
+        if content.find(name.encode()) < 0 and not re.fullmatch(r"Level\d_\w+", name):
             raise NotApplicable(f"without={name}: onnxruntime has no such optimizer")
     return optimizers
 

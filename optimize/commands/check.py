@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -219,9 +220,11 @@ def _refuse_unwritable(junit: Path) -> None:
     while not parent.exists():
         parent = parent.parent
     try:  # permissions do not tell of everything, such as a folder of /proc
-        if junit.exists():
+        if junit.is_file():
             junit.open("ab").close()
-        else:
+        elif junit.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        elif not junit.exists():  # opening a pipe would wait for its reader
             tempfile.TemporaryFile(dir=parent).close()
     except OSError as error:
         raise InputError(f"--junit {junit} cannot be written: {error.strerror}") from error

@@ -29,10 +29,11 @@ MOST_LAYERS = 96
 _CHECKED = 8  # samples that outputs are compared on
 # Timed calls of each form: as many as this, fewer of slow ones.
 _RUNS, _RUNS_S = 24, 0.2
-# Differences of kernel times below this share of a call are not told from none.
-_NOISE = 0.005
-# Errors of this share of all layers' count as cancelled by chance.
-_CANCELLED = 0.1
+# Differences of kernel times below this share of a call, or so many microseconds, which profiles
+# count in whole, are not told from none.
+_NOISE, _NOISE_US = 0.005, 2.0
+# Of the error of all layers: what is most of it, and what may be cancelled by chance.
+_MOST, _CANCELLED = 0.5, 0.1
 # Ranking anew is worth this long, once every layer was tried.
 _AGAIN_S = 10.0
 
@@ -112,8 +113,9 @@ def rank(
 ) -> list[Layer]:
     """Rank layers by what leaving each of them in float recovers, best first.
 
-    Those that are no slower in float come first. Of the others, accuracy recovered per microsecond
-    counts, and after each doubling of those that are put back it is measured again beside them.
+    One that alone costs most of the accuracy comes first, then those that are faster in float. Of
+    the others, accuracy recovered per microsecond counts, and after each doubling of those that
+    are put back it is measured again beside them.
 
     Args:
         reference: the float model's file, with the same names.
@@ -141,14 +143,15 @@ class _Bench:
 
     def __init__(self, samples: Dataset, without: Without, reference: Path) -> None:
         self._feeds = [feed(samples.sample(index)) for index in range(len(samples))]
-        self._without = without
-        self._float = _run(reference, self._feeds)
+        self._without, self._reference = without, reference
+        self._true, _ = _run(reference, self._feeds)
 
     def slowest(self, layers: Sequence[str], most: int) -> list[str]:
         """The ``most`` layers that take longest in float."""
         if len(layers) <= most:
             return [*layers]
-        times = owned(self._float[1], layers)
+        _, kernels = _run(self._reference, self._feeds, "BASIC")  # beyond it nodes lose their names
+        times = owned(kernels, layers)
         return sorted(layers, key=lambda name: -times[name])[:most]
 
     def ranked(self, kept: Sequence[str], layers: Sequence[str]) -> list[Layer]:
@@ -159,25 +162,27 @@ class _Bench:
         for name in layers:
             form = self._form((*kept, name))
             found.append(Layer(name, base.error - form.error, form.slower_than(base)))
-        least = max(_NOISE * total, 1e-3)
+        least = max(_NOISE * total, _NOISE_US)
         return sorted(found, key=lambda layer: _order(layer, least, base.error))
 
     def _form(self, kept: Sequence[str]) -> Form:
         outputs, kernels = _run(self._without(kept).SerializeToString(), self._feeds)
-        return Form(output_error(outputs, self._float[0]), kernels)
+        return Form(output_error(outputs, self._true), kernels)
 
 
 def _order(layer: Layer, least_us: float, error: float) -> tuple[int, float]:
-    """Sort key: first what is faster in float, the most time first; then by worth.
+    """Sort key: what alone costs most of the accuracy, then what is faster in float, then by worth.
 
     Last is what had no integer kernel, for it is in float already. Errors of layers cancel in
     part, so that a faster one may add a little.
     """
     if abs(layer.lost_us) < least_us and abs(layer.recovered) <= _NOISE * error:
-        return 2, 0.0
+        return 3, 0.0
+    if layer.recovered >= _MOST * error:
+        return 0, -layer.worth(least_us)
     if layer.lost_us < -least_us and layer.recovered >= -_CANCELLED * error:
-        return 0, layer.lost_us
-    return 1, -layer.worth(least_us)
+        return 1, layer.lost_us
+    return 2, -layer.worth(least_us)
 
 
 def output_error(got: Sequence[Sequence[Any]], want: Sequence[Sequence[Any]]) -> float:
@@ -187,8 +192,9 @@ def output_error(got: Sequence[Sequence[Any]], want: Sequence[Sequence[Any]]) ->
         a = [np.asarray(values[output]) for values in got]
         b = [np.asarray(values[output]) for values in want]
         if b[0].dtype.kind == "f":
-            gap = sum(float(((x - y) ** 2).sum()) for x, y in zip(a, b, strict=True))
-            power = sum(float((y**2).sum()) for y in b)
+            pairs = list(zip(a, b, strict=True))
+            gap = sum(float(np.nansum((x - y) ** 2)) for x, y in pairs)
+            power = sum(float(np.nansum(y**2)) for y in b)
             errors.append(gap / max(power, 1e-30))
     return sum(errors)
 
@@ -198,19 +204,19 @@ def owned(kernels: Kernels, layers: Sequence[str]) -> Mapping[str, float]:
     times = dict.fromkeys(layers, 0.0)
     for (_, name), spent in kernels.items():
         # A fused node's name begins with the name of the first that it was made of.
-        owner = name if name in times else name.split("/MatMulAddFusion")[0].removesuffix("_nchwc")
+        owner = name if name in times else name.split("/MatMulAddFusion")[0]
         if owner in times:
             times[owner] += spent.us
     return times
 
 
 def _run(
-    graph: Path | bytes, feeds: Sequence[Mapping[str, Any]]
+    graph: Path | bytes, feeds: Sequence[Mapping[str, Any]], level: str = "ALL"
 ) -> tuple[list[list[Any]], Kernels]:
     """The outputs for each sample, and the time of every kernel in a call."""
     import onnxruntime
 
-    options = session_options({GRAPH_LEVEL: "ALL", WITHOUT: REQUANTIZER}, 1)
+    options = session_options({GRAPH_LEVEL: level, WITHOUT: REQUANTIZER}, 1)
     options.enable_profiling = True
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = f"{folder}/layers"
@@ -236,7 +242,13 @@ def _run(
 
 
 def _usual(durations: Sequence[float], runs: int) -> Spent:
-    """What a call spends in kernels of one name; whole microseconds are averaged, not ranked."""
-    kept = sorted(durations)[: max(1, 3 * len(durations) // 4)]
+    """What a call spends in kernels of one name, by events in the order in which they ran.
+
+    Whole microseconds are averaged, not ranked.
+    """
     count = round(len(durations) / runs)
-    return Spent(count, sum(kept) / len(kept) * count)
+    if len(durations) != count * runs:  # inside of a branch or a loop
+        return Spent(count, sum(durations) / runs)
+    calls = sorted(sum(durations[run * count : (run + 1) * count]) for run in range(runs))
+    kept = calls[: max(1, 3 * runs // 4)]
+    return Spent(count, sum(kept) / len(kept))

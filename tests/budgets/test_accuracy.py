@@ -215,6 +215,9 @@ def test_cosines_of_one_are_no_outcomes_and_equal_classes_are() -> None:
         found = compare(METRICS["cosine"], scores, scores, 0.99)
         assert found.value == found.high == 1.0
         assert (found.low < 0.9) is few
+    both = {"y": list(numbers), "class": list(numbers.argmax(1)[:, None])}
+    scores = METRICS["cosine"].score(both, None, both)
+    assert compare(METRICS["cosine"], scores, scores, 0.99).low < 0.9
 
 
 def test_cosine_judges_the_worst_output() -> None:

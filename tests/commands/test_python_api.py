@@ -91,6 +91,18 @@ def test_bad_input_raises_one_sentence(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ((3, "size=1kB"), "model=3 is none of"),
+        (("m.onnx", ["size=1kB", 7]), "budget=.* is none of"),
+    ],
+)
+def test_arguments_by_position_are_named(given: tuple[Any, ...], reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        optimize(*given)
+
+
 def test_arguments_that_there_are_not_are_pythons_own_error(digits_onnx: Path) -> None:
     with pytest.raises(TypeError, match="thread"):
         optimize(digits_onnx, "size=1kB", thread=1)  # type: ignore[call-arg]

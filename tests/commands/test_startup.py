@@ -144,3 +144,10 @@ def test_output_that_cannot_be_written_is_no_success(words: tuple[str, ...]) -> 
         )
     assert done.returncode == 2
     assert done.stderr == "optimize: the output cannot be written: No space left on device\n"
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams_change_no_exit_code(closed: str) -> None:
+    for words, code in (("passes", 0), ("missing.onnx --budget p99=1s", 2)):
+        command = f"{sys.executable} -m optimize {words} {closed}"
+        assert subprocess.run(["bash", "-c", command], capture_output=True).returncode == code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -277,3 +278,9 @@ def test_a_few_samples_show_every_axis_that_varies() -> None:
     few = representative(data)
     assert len(few) == 6
     assert {a.shape[1] for a in few.inputs["ids"]} == {4, 7, 2}
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "data.npz")
+    with pytest.raises(InputError, match="is neither a file nor a folder"):
+        read_data(str(tmp_path / "data.npz"))

@@ -416,6 +416,8 @@ def test_errors_are_relative_to_each_output() -> None:
     got = [[np.array([3.0, 4.5]), np.array([7])], [np.array([0.5, 0.0]), np.array([2])]]
     assert ranking.output_error(got, want) == pytest.approx((0.25 + 0.25) / 25)  # integers: none
     assert ranking.output_error(want, want) == 0
+    got[1][0][0], want[1][0][0] = np.nan, np.nan  # of a sample that holds NaN
+    assert ranking.output_error(got, want) == pytest.approx(0.25 / 25)
 
 
 def test_worth_is_accuracy_for_time() -> None:
@@ -446,13 +448,14 @@ class Known:
 
 
 @pytest.mark.parametrize(
-    ("together", "order"), [(False, ["slow", "b", "a", "c"]), (True, ["slow", "b", "c", "a"])]
+    ("together", "order"),
+    [(False, ["slow", "b", "a", "c", "d"]), (True, ["slow", "b", "c", "a", "d"])],
 )
 def test_layers_are_ranked_by_accuracy_per_microsecond_and_anew_beside_those_put_back(
     together: bool, order: list[str], rows: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    errors = {"slow": 0.0, "a": 3.0, "b": 4.0, "c": 1.0}
-    lost = {"slow": -50.0, "a": 20.0, "b": 20.0, "c": 20.0}
+    errors = {"slow": 0.0, "a": 3.0, "b": 4.0, "c": 2.0, "d": 3.0}
+    lost = {"slow": -50.0, "a": 20.0, "b": 20.0, "c": 20.0, "d": 1000.0}
 
     def run(kept: Any, _: Any) -> tuple[list[list[Any]], ranking.Kernels]:
         if isinstance(kept, Path):
@@ -466,14 +469,42 @@ def test_layers_are_ranked_by_accuracy_per_microsecond_and_anew_beside_those_put
         return [[np.array([1.0, np.sqrt(gap)])]], kernels
 
     monkeypatch.setattr(ranking, "_run", run)
-    ranked = ranking.rank(Path("float"), Known, [*errors], rows, 4, again_s=60)
+    ranked = ranking.rank(Path("float"), Known, [*errors], rows, 5, again_s=60)
     assert [layer.node for layer in ranked] == order
+
+
+def test_kernels_of_one_name_are_added_up_call_by_call() -> None:
+    calm = [100.0, 1.0] * 8
+    assert ranking._usual(calm, 8) == ranking.Spent(2, pytest.approx(101.0))
+    assert ranking._usual([*calm[:14], 900.0, 1.0], 8) == ranking.Spent(2, pytest.approx(101.0))
+    assert ranking._usual([5.0, 7.0, 6.0], 2) == ranking.Spent(2, pytest.approx(9.0))
+
+
+def test_the_slowest_layers_are_convolutions_under_any_name(graph: GraphMaker) -> None:
+    rng = np.random.default_rng(0)
+    weights = {
+        "small": rng.standard_normal((8, 8, 1, 1)).astype(np.float32),
+        "large": rng.standard_normal((64, 8, 5, 5)).astype(np.float32),
+        "w": rng.standard_normal((28, 4)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "small"], ["a"], name="first"),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Conv", ["b", "large"], ["c"], name="second"),
+        helper.make_node("Relu", ["c"], ["d"]),
+        helper.make_node("MatMul", ["d", "w"], ["y"], name="third"),
+    ]
+    shapes = {"x": ("float32", (1, 8, 32, 32))}, {"y": ("float32", (1, 64, 28, 4))}
+    model = graph(nodes, *shapes, weights)
+    images = Dataset("x", {"x": [rng.standard_normal((1, 8, 32, 32)).astype(np.float32)]})
+    bench = ranking._Bench(images, Known, model.path)
+    assert bench.slowest(["first", "second", "third"], 1) == ["second"]
 
 
 def test_kernels_of_a_run_are_found_by_operator_and_name(graph: GraphMaker, rows: Dataset) -> None:
     model = mlp(graph)
     feeds = [feed(rows.sample(0))]
-    outputs, kernels = ranking._run(model.path, feeds)
+    outputs, kernels = ranking._run(model.path, feeds, "BASIC")
     np.testing.assert_array_equal(outputs[0][0], open_session(model).run(None, feeds[0])[0])
     times = ranking.owned(kernels, ["layer0", "layer1", "layer2"])
     assert all(us > 0 for us in times.values())

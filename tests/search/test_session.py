@@ -48,7 +48,7 @@ def test_what_would_do_nothing_or_only_harm_is_skipped(
 ) -> None:
     with pytest.raises(NotApplicable, match=reason):
         configured(text, graph.linear(), apply, rows)
-    names = "MatMulAddFusion+SkipLayerNormFusion+NchwcTransformer"
+    names = "MatMulAddFusion+ConvActivationFusion+Level1_RuleBasedTransformer"
     assert configured(f"session{{without={names}}}", graph.linear(), apply, rows).config
 
 
