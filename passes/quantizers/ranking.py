@@ -32,6 +32,7 @@ _RUNS, _RUNS_S = 24, 0.2
 # Differences of kernel times below this share of a call, or so many microseconds, which profiles
 # count in whole, are not told from none.
 _NOISE, _NOISE_US = 0.005, 2.0
+_CHEAP, _CHEAP_US = 0.1, 10.0
 # Of the error of all layers: what is most of it, and what may be cancelled by chance.
 _MOST, _CANCELLED = 0.5, 0.1
 # Ranking anew is worth this long, once every layer was tried.
@@ -113,9 +114,9 @@ def rank(
 ) -> list[Layer]:
     """Rank layers by what leaving each of them in float recovers, best first.
 
-    One that alone costs most of the accuracy comes first, then those that are faster in float. Of
-    the others, accuracy recovered per microsecond counts, and after each doubling of those that
-    are put back it is measured again beside them.
+    One that gives back most of the accuracy for little time comes first, then those that are faster
+    in float. Of the others, accuracy recovered per microsecond counts, and after each doubling of
+    those that are put back it is measured again beside them.
 
     Args:
         reference: the float model's file, with the same names.
@@ -162,23 +163,24 @@ class _Bench:
         for name in layers:
             form = self._form((*kept, name))
             found.append(Layer(name, base.error - form.error, form.slower_than(base)))
-        least = max(_NOISE * total, _NOISE_US)
-        return sorted(found, key=lambda layer: _order(layer, least, base.error))
+        return sorted(found, key=lambda layer: _order(layer, total, base.error))
 
     def _form(self, kept: Sequence[str]) -> Form:
         outputs, kernels = _run(self._without(kept).SerializeToString(), self._feeds)
         return Form(output_error(outputs, self._true), kernels)
 
 
-def _order(layer: Layer, least_us: float, error: float) -> tuple[int, float]:
-    """Sort key: what alone costs most of the accuracy, then what is faster in float, then by worth.
+def _order(layer: Layer, total_us: float, error: float) -> tuple[int, float]:
+    """Sort key: what gives most accuracy cheaply, then what is faster in float, then by worth.
 
     Last is what had no integer kernel, for it is in float already. Errors of layers cancel in
     part, so that a faster one may add a little.
     """
+    least_us = max(_NOISE * total_us, _NOISE_US)
     if abs(layer.lost_us) < least_us and abs(layer.recovered) <= _NOISE * error:
         return 3, 0.0
-    if layer.recovered >= _MOST * error:
+    cheap_us = max(_CHEAP * total_us, _CHEAP_US)
+    if layer.recovered >= _MOST * error and layer.lost_us <= cheap_us:
         return 0, -layer.worth(least_us)
     if layer.lost_us < -least_us and layer.recovered >= -_CANCELLED * error:
         return 1, layer.lost_us
