@@ -20,7 +20,6 @@ from optimize.budgets.scores import (
     Array,
     Outputs,
     Scores,
-    average,
     mean,
 )
 from optimize.errors import InputError
@@ -145,7 +144,7 @@ def _cosine(outputs: Outputs, labels: Array | None, reference: Outputs) -> Score
     per_output = [_similarities(outputs[name], reference[name]) for name in reference]
     degrees = all(_is_real(a) for arrays in reference.values() for a in arrays)
     rows = np.min(np.array(per_output, np.float64), axis=0)
-    return Scores(rows, average if degrees else mean)
+    return Scores(rows, mean, degrees)
 
 
 METRICS: Mapping[str, Metric] = {

@@ -31,10 +31,12 @@ class Scores:
     Attributes:
         rows: one row a sample, shape (samples, ...).
         reduce: turns rows (any subset, in any order) into the metric's value.
+        degrees: whether rows are degrees, hence no outcomes even where all of them are ones.
     """
 
     rows: Array
     reduce: Callable[[Array], float]
+    degrees: bool = False
 
     @cached_property
     def value(self) -> float:
@@ -63,14 +65,9 @@ class Scores:
     @property
     def binary(self) -> bool:
         """Whether the value is a mean of zeros and ones, which has exact intervals."""
-        return self.reduce is mean and bool(np.isin(self.rows, (0, 1)).all())
+        return self.reduce is mean and not self.degrees and bool(np.isin(self.rows, (0, 1)).all())
 
 
 def mean(rows: Array) -> float:
     """The mean of all rows; of zeros and ones a share, see :attr:`Scores.binary`."""
-    return float(rows.mean())
-
-
-def average(rows: Array) -> float:
-    """The mean of degrees, which are no outcomes even where all of them are ones."""
     return float(rows.mean())

@@ -13,9 +13,10 @@ from optimize.models.model import TensorSpec
 from optimize.models.runtimes import DEFAULT_RUNTIME, find_runtime, runtime_names
 from optimize.models.usercode import is_reference
 from optimize.passes.chain import Chain
+from optimize.passes.session import MOST_THREADS
 from optimize.results.choose import Objective
 from optimize.search.space import RUNTIMES as SEARCHED
-from optimize.worker import MOST_THREADS, granted_cpus
+from optimize.worker import granted_cpus
 
 DEFAULT_TIME_LIMIT_S = 600.0
 _AXIS = r"(?:[0-9]+|\?|[A-Za-wyz_][A-Za-wyz_0-9]*)"
@@ -133,12 +134,7 @@ class Request:
         ):
             if value is not None and value < 1:
                 raise InputError(f"{option} {value} is not at least 1")
-        cores = len(granted_cpus())
-        if self.threads is not None and self.threads > MOST_THREADS * cores:
-            raise InputError(
-                f"--threads {self.threads} is more than {MOST_THREADS} for each of the "
-                f"{cores} cores granted here"
-            )
+        self._check_threads()
         if self.time_limit_s is not None and not self.time_limit_s > 0:
             raise InputError(f"--time-limit {self.time_limit_s:g} s is not positive")
         if self.seed < 0:
@@ -162,6 +158,14 @@ class Request:
             raise InputError("--pre needs --data, which holds what it takes")
         if self.pre and (self.batch or 1) > 1:
             raise InputError("--pre takes one sample at a time; leave --batch out")
+
+    def _check_threads(self) -> None:
+        cores = len(granted_cpus())
+        if self.threads is not None and self.threads > MOST_THREADS * cores:
+            raise InputError(
+                f"--threads {self.threads} is more than {MOST_THREADS} for each of the "
+                f"{cores} cores granted here"
+            )
 
     def _check_training(self) -> None:
         for option, text in (("--distill", self.distill), ("--student", self.student)):

@@ -142,7 +142,6 @@ _MEMORY = {
 
 GRAPH_LEVEL, THREADS = "graph_optimization_level", "intra_op_num_threads"
 SPINNING = "session.intra_op.allow_spinning"
-MOST_THREADS = 4  # for each core: more wait for each other only, and hundreds of them for minutes
 SHAPES = "input_shapes"
 STEADY_CALLS = 40  # that tell whether a model is warm
 

@@ -13,7 +13,9 @@ from optimize.errors import InputError, NotApplicable, NotNow
 from optimize.models.model import Model
 from optimize.passes.base import Context, Pass, PassResult
 from optimize.passes.files import WITHOUT
-from optimize.worker import GRAPH_LEVEL, MOST_THREADS, SPINNING, THREADS, granted_cpus
+from optimize.worker import GRAPH_LEVEL, SPINNING, THREADS, granted_cpus
+
+MOST_THREADS = 4  # for each core: more wait for each other only, and hundreds of them for minutes
 
 
 @dataclass(frozen=True)

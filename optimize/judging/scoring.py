@@ -107,7 +107,7 @@ class Scoring:
         source = self._scores
         assert source is not None  # the source is evaluated first
         if at.size < len(source.rows):
-            source = Scores(source.rows[at], source.reduce)
+            source = replace(source, rows=source.rows[at])
         part = len(files) < len(self.parts)
         provisional = part and not self._hopeless(candidate, scores, source)
         if provisional and whole:
