@@ -38,8 +38,13 @@ check: $(VENV)/.dev ## Lint, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# What pip does for an installed package: hundreds of short processes import this one.
+.PHONY: compiled
+compiled: $(VENV)/.dev
+	$(BIN)/python -m compileall -q optimize
+
 .PHONY: test
-test: $(VENV)/.dev ## Install and run the tests
+test: compiled ## Install and run the tests
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -q
 
 .PHONY: docs
@@ -53,7 +58,7 @@ wheel: $(VENV)/.dev ## Build the wheel through the sdist, and check what it hold
 	$(BIN)/check-wheel-contents --toplevel optimize --ignore W009 dist/*.whl
 
 .PHONY: bench
-bench: $(VENV)/.dev ## Run the benchmarks (minutes; keep the machine quiet)
+bench: compiled ## Run the benchmarks (minutes; keep the machine quiet)
 	$(BIN)/python -m benchmarks.verdict
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.decide
