@@ -11,7 +11,8 @@ the second run under 3 s and 5% of the first, and no worker started.
 
     python -m benchmarks.resume MODEL --data DATA ... [--times 20]
 
-What follows ``--times`` is given to ``optimize`` as it is.
+What follows ``--times`` is given to ``optimize`` as it is. ``make compiled`` first: of an installed
+package the modules are.
 """
 
 from __future__ import annotations

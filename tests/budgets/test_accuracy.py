@@ -17,7 +17,7 @@ from sklearn import metrics as sk
 from optimize.budgets.accuracy import Accuracy, compare
 from optimize.budgets.budget import Floor
 from optimize.budgets.metrics import METRICS
-from optimize.budgets.scores import Outputs
+from optimize.budgets.scores import Outputs, Scores, mean
 from optimize.errors import InputError
 
 Array = NDArray[Any]
@@ -319,14 +319,14 @@ def test_more_samples_narrow_the_change() -> None:
 @pytest.mark.parametrize(("lost", "won"), [(0.02, 0.01), (0.0, 0.0), (0.005, 0.0), (0.3, 0.2)])
 def test_the_change_is_covered_as_often_as_promised(lost: float, won: float) -> None:
     rng = np.random.default_rng(12)
-    runs, count, covered = 150, 150, 0
-    labels = np.ones(count, int)
+    runs, count, covered = 1000, 150, 0
     for _ in range(runs):
         fate = rng.random(count)  # of each sample: lost, won, or the same for both
         same = rng.random(count) < 0.8
         source = np.where(fate < lost, True, np.where(fate < lost + won, False, same))
         variant = np.where(fate < lost, False, np.where(fate < lost + won, True, same))
-        found = accuracy("top1", hits(variant), hits(source), labels, 0.95)
+        rows = [Scores(right.astype(np.float64), mean) for right in (variant, source)]
+        found = compare(METRICS["top1"], *rows, 0.95)
         covered += found.change_low <= won - lost <= found.change_high
     # At a true coverage of 95%, fewer than this happen once in a thousand such tests.
     assert covered >= binom.ppf(0.001, runs, 0.95)
