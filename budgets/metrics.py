@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ from optimize.budgets.scores import (
 )
 from optimize.errors import InputError
 
+# Raised when the same outputs get other scores: what was kept of earlier ones is void.
+VERSION = 2
 PROBED_SAMPLES = 32
 IGNORED = -100  # torch's and transformers' label for padding
 # From here on, a value that is the same in both outputs is a mask's, not an outcome.
@@ -39,12 +41,27 @@ class Metric:
         score: (outputs, labels, the source's outputs) -> scores.
         higher_is_better: False for errors such as mae.
         needs_labels: False if the source's outputs are the standard.
+        output: the output that alone is judged; None for all, or for the one that fits the labels.
     """
 
     name: str
     score: Callable[[Outputs, Array | None, Outputs], Scores]
     higher_is_better: bool = True
     needs_labels: bool = True
+    output: str | None = None
+
+    @property
+    def key(self) -> str:
+        """What results are kept under."""
+        return f"{self.name}:{self.output}" if self.output else self.name
+
+    def of(self, output: str) -> Metric:
+        """The same of one output alone."""
+
+        def score(outputs: Outputs, labels: Array | None, reference: Outputs) -> Scores:
+            return self.score(_only(output, outputs), labels, _only(output, reference))
+
+        return replace(self, score=score, output=output)
 
     def gain(self, value: float, than: float) -> float:
         """How much better ``value`` is than ``than``, in the metric's unit."""
@@ -67,9 +84,21 @@ def custom(name: str, function: Callable[[Any, Any], float]) -> Metric:
 
         count = len(next(iter(outputs.values())))
         whole = Scores(np.arange(count), reduce)
+        if outputs is reference:  # the source's, which all others are held against
+            _refuse_chance(name, whole)
         return _per_sample(whole) or whole
 
     return Metric(name, score, needs_labels=False)
+
+
+def _refuse_chance(name: str, whole: Scores) -> None:
+    """Raise InputError if the metric says something else of the same outputs the second time."""
+    first, second = whole.value, whole.reduce(whole.rows)
+    if math.isfinite(first) and not math.isclose(first, second, rel_tol=1e-6, abs_tol=1e-9):
+        raise InputError(
+            f"metric {name} gives {first:.6g} and then {second:.6g} for the same outputs, so that "
+            "a change of it shows nothing; give its random numbers a fixed seed"
+        )
 
 
 def _per_sample(whole: Scores) -> Scores | None:
@@ -118,7 +147,7 @@ def _f1(outputs: Outputs, labels: Array | None, reference: Outputs) -> Scores:
 def _error(power: int) -> Callable[[Outputs, Array | None, Outputs], Scores]:
     def score(outputs: Outputs, labels: Array | None, reference: Outputs) -> Scores:
         rows = []
-        for value, label in _labelled(outputs, labels):
+        for value, label in _labelled(outputs, labels, _error_fits):
             if not _alike(value.shape, label.shape):
                 raise InputError(
                     f"an output of shape {value.shape} cannot be compared "
@@ -193,11 +222,38 @@ def _similarity(a: Array, b: Array) -> float:
     return float(x @ y) / scale if scale != 0 else 0.0  # NaN stays NaN, and is refused later
 
 
-def _labelled(outputs: Outputs, labels: Array | None) -> list[tuple[Array, Array]]:
+def _only(output: str, outputs: Outputs) -> Outputs:
+    """One output; another model's may have another name if it is the only one."""
+    if len(outputs) < 2:
+        return outputs
+    if output not in outputs:
+        raise InputError(f"there is no output {output} among {', '.join(outputs)}")
+    return {output: outputs[output]}
+
+
+def _labelled(
+    outputs: Outputs, labels: Array | None, fits: Callable[[Array, Array], bool]
+) -> list[tuple[Array, Array]]:
+    """Pair the output that the labels are of with them: the only one, or the only one that fits.
+
+    Raises:
+        InputError: there are no labels, or several outputs that they may be of.
+    """
     if labels is None:
         raise InputError("the metric needs labels, and the data has none")
-    first = next(iter(outputs.values()))
-    return list(zip(map(np.asarray, first), map(np.asarray, labels), strict=True))
+    first = np.asarray(labels[0])
+    fitting = [name for name, arrays in outputs.items() if fits(np.asarray(arrays[0]), first)]
+    if len(fitting) > 1:
+        raise InputError(
+            f"the labels may be of the outputs {' and '.join(fitting)}; name the one that is "
+            f"meant after the metric, as in --metric top1:{fitting[0]}"
+        )
+    judged = outputs[fitting[0]] if fitting else next(iter(outputs.values()))
+    return list(zip(map(np.asarray, judged), map(np.asarray, labels), strict=True))
+
+
+def _error_fits(value: Array, label: Array) -> bool:
+    return _alike(value.shape, label.shape)
 
 
 def _classes(outputs: Outputs, labels: Array | None) -> list[tuple[Array, Array]]:
@@ -209,7 +265,7 @@ def _classes(outputs: Outputs, labels: Array | None) -> list[tuple[Array, Array]
         InputError: a label is no class, which would make every model equally wrong.
     """
     pairs = []
-    for logits, label in _labelled(outputs, labels):
+    for logits, label in _labelled(outputs, labels, _classes_fit):
         if label.dtype.kind not in "biuf" or not np.array_equal(label, np.rint(label)):
             raise InputError(f"the metric needs labels that are class numbers, not {label!r:.40}")
         scores = _classes_last(logits, label)
@@ -227,11 +283,27 @@ def _classes(outputs: Outputs, labels: Array | None) -> list[tuple[Array, Array]
     return pairs
 
 
-def _classes_last(logits: Array, label: Array) -> Array:
-    """Move the axis of classes last: it is the one that the label's shape lacks."""
+def _classes_fit(logits: Array, label: Array) -> bool:
+    return _axis_of_classes(logits, label) is not None
+
+
+def _axis_of_classes(logits: Array, label: Array) -> int | None:
+    """The axis that the label's shape lacks; None if there is none of two or more classes."""
     for axis in range(logits.ndim - 1, -1, -1):
         if logits.shape[:axis] + logits.shape[axis + 1 :] == label.shape and logits.shape[axis] > 1:
-            return np.moveaxis(logits, axis, -1)
+            return axis
+    return None
+
+
+def _classes_last(logits: Array, label: Array) -> Array:
+    """Move the axis of classes last.
+
+    Raises:
+        InputError: there is none.
+    """
+    axis = _axis_of_classes(logits, label)
+    if axis is not None:
+        return np.moveaxis(logits, axis, -1)
     hint = ""
     if label.shape == logits.shape:
         hint = "; one-hot labels become numbers of classes by argmax(-1)"

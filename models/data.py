@@ -6,7 +6,7 @@ import hashlib
 import os
 import zipfile
 import zlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,24 @@ class Dataset:
                 digest.update(f"{array.dtype.str}{array.shape}".encode())
                 digest.update(content(array))
         return digest.hexdigest()
+
+
+def shared(data: Dataset, judged: Dataset) -> list[int]:
+    """Which samples of ``data`` are among those of ``judged``, by their inputs."""
+    known = set(_prints(judged))
+    return [index for index, found in enumerate(_prints(data)) if found in known]
+
+
+def _prints(data: Dataset) -> Iterator[bytes]:
+    """A digest of each sample's inputs."""
+    names = sorted(data.inputs)
+    for index in range(len(data)):
+        digest = hashlib.blake2b(digest_size=16)
+        for name in names:
+            array = np.asarray(data.inputs[name][index])
+            digest.update(f"{name}{array.dtype.str}{array.shape}".encode())
+            digest.update(content(array))
+        yield digest.digest()
 
 
 def content(array: Array) -> bytes:

@@ -82,7 +82,8 @@ def detect(path: Path) -> Source:
     if path.is_dir():
         return _detect_folder(path)
     if not path.is_file():
-        raise InputError(f"{path} does not exist")
+        what = "is no file" if path.exists() else "does not exist"
+        raise InputError(f"{path} {what}")
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty")
     before, kind = _stamps([path]), _kind(path)

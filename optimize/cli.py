@@ -159,11 +159,19 @@ def main() -> None:
         _fail(_usage(error), EXIT_USAGE)
     except OptimizeError as error:
         _fail(str(error), EXIT_USAGE)
-    except (KeyboardInterrupt, typer.Abort):
+    except KeyboardInterrupt:
+        _fail("interrupted", EXIT_INTERRUPTED)
+    except typer.Abort as error:  # of Ctrl-C, but also of any file that ends too early
+        if isinstance(error.__cause__, EOFError):
+            _internal(error.__cause__)
         _fail("interrupted", EXIT_INTERRUPTED)
     except Exception as error:  # noqa: BLE001  the last resort
-        _fail(f"internal error: {first_cause(error)}; see {saved(error)}", EXIT_INTERNAL)
+        _internal(error)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _internal(error: BaseException) -> None:
+    _fail(f"internal error: {first_cause(error)}; see {saved(error)}", EXIT_INTERNAL)
 
 
 def _usage(error: TyperException) -> str:

@@ -36,7 +36,7 @@ class Prepared:
         exported: the source as ONNX.
         evaluation: batches that the accuracy is evaluated on.
         calibration: batches that ranges may be estimated from; None without real data.
-        training: batches to train on; None for those to calibrate on.
+        training: batches to train on, none of which is judged on; None for those to calibrate on.
         latency: batches that are timed: all of the data, evaluation first.
         labels: of the evaluation's single samples; None without.
         batch: samples a call.
@@ -115,12 +115,9 @@ def prepare(request: Request, source: Source, folder: Path, export: Export) -> P
     exported = export(source, request.arch, request.trust_pickle, probe, request.inputs, folder)
     data = real or samples.synthetic(exported.specs, SYNTHETIC_SAMPLES, request.seed)
     data = samples.fit(data, exported.model.signature.inputs)
-    calibration = None
-    if request.calibration:
-        read = samples.read_data(request.calibration, "--calibration")
-        read = _processed(read, request.pre, "--calibration", clock)
-        calibration = samples.fit(read, exported.model.signature.inputs, "--calibration")
-    evaluation, own, notes = data, None, []
+    calibration = _further(request.calibration, "--calibration", request.pre, exported, clock)
+    lessons = _further(request.train, "--train", request.pre, exported, clock) or calibration
+    evaluation, own, notes = data, None, list[str]()
     latency = raw if request.pre else None
     if real and calibration is None:
         if len(data) > 1:
@@ -133,17 +130,18 @@ def prepare(request: Request, source: Source, folder: Path, export: Export) -> P
     if calibration is not None:
         calibration = _without_nan(calibration, notes)
     metric, floor = _defaults(metric, floor, data)
+    _refuse_unknown_output(metric, exported)
     if real is None:
         notes.append(
             "no data was given: the accuracy was judged on synthetic inputs, which says "
             "little about real ones"
         )
+    if lessons is not None:
+        lessons = _unseen(lessons, evaluation, request.train is None, notes)
     prepared = _assemble(request, exported, evaluation, calibration, own, metric, floor, notes)
-    if request.train:
-        lessons = samples.read_data(request.train, "--train")
-        lessons = _processed(lessons, request.pre, "--train", clock)
-        lessons = samples.fit(lessons, exported.model.signature.inputs, "--train")
-        prepared = replace(prepared, training=samples.batched(lessons, prepared.batch))
+    if lessons is not None:
+        training = samples.batched(lessons, prepared.batch) if len(lessons) else lessons
+        prepared = replace(prepared, training=training)
     return prepared if latency is None else replace(prepared, latency=latency)
 
 
@@ -218,6 +216,30 @@ def _processed(data: Dataset, pre: str | None, purpose: str, clock: _Clock) -> D
     return replace(data, inputs=inputs)
 
 
+def _further(
+    where: str | None, purpose: str, pre: str | None, exported: Exported, clock: _Clock
+) -> Dataset | None:
+    """Samples beside those of ``--data``, as the model takes them; None if none are given."""
+    if where is None:
+        return None
+    read = _processed(samples.read_data(where, purpose), pre, purpose, clock)
+    return samples.fit(read, exported.model.signature.inputs, purpose)
+
+
+def _unseen(lessons: Dataset, judged: Dataset, calibrates: bool, notes: list[str]) -> Dataset:
+    """What may be trained on: what a model was trained on tells nothing of its accuracy."""
+    known = set(samples.shared(lessons, judged))
+    if known:
+        option, effect = "--train", "nothing is trained on them"
+        if calibrates:
+            option = "--calibration"
+            effect += ", but what is calibrated on them may look more accurate than it is"
+        notes.append(
+            f"{len(known)} of {len(lessons)} samples of {option} are judged on, too: {effect}"
+        )
+    return lessons.take(index for index in range(len(lessons)) if index not in known)
+
+
 def _without_nan(calibration: Dataset, notes: list[str]) -> Dataset | None:
     """The samples that ranges can be estimated from; one NaN would spoil them all, unseen."""
     usable = [
@@ -251,6 +273,10 @@ def _assemble(
     if fixed and fixed != batch:
         raise InputError(f"--batch {batch} does not fit: the model's batch is fixed to {fixed}")
     whole = samples.batched(evaluation, batch)
+    if rest := len(evaluation) % batch:
+        notes.append(
+            f"{rest} of {len(evaluation)} samples to judge on fill no batch of {batch}: left out"
+        )
     extra = samples.batched(own, batch) if own and len(own) >= batch else None
     fitted = None
     if calibration is not None:
@@ -295,12 +321,13 @@ def _metric(request: Request, clock: _Clock) -> tuple[Metric | None, Floor | Non
         return None, floor
     if is_reference(name):
         metric = _custom(name, clock)
-    elif name in METRICS:
-        metric = METRICS[name]
+    elif name.partition(":")[0] in METRICS:
+        base, colon, output = name.partition(":")
+        metric = METRICS[base].of(output) if colon else METRICS[base]
     elif ".py" in name:
         raise InputError(f"--metric {name!r} is not of the form file.py:function")
     else:
-        choices = [*METRICS, "file.py:function"]
+        choices = [*METRICS, "METRIC:OUTPUT", "file.py:function"]
         where = "--metric" if request.metric else f"floor {floor}:"
         raise InputError(f"{where} {name} is unknown; {nearest(name, choices)}")
     if floor and floor.metric and floor.metric != metric.name:
@@ -323,6 +350,15 @@ def _custom(reference: str, clock: _Clock) -> Metric:
             ) from None
 
     return custom(reference.rpartition(":")[2], checked)
+
+
+def _refuse_unknown_output(metric: Metric, exported: Exported) -> None:
+    names = [spec.name for spec in exported.model.signature.outputs]
+    if metric.output is not None and metric.output not in names:
+        raise InputError(
+            f"--metric {metric.key}: the model has no output {metric.output!r}, "
+            f"it gives {', '.join(names)}"
+        )
 
 
 def _defaults(metric: Metric | None, floor: Floor | None, data: Dataset) -> tuple[Metric, Floor]:

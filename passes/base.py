@@ -65,8 +65,16 @@ class Context:
 
     @property
     def lessons(self) -> Dataset | None:
-        """What to train on."""
-        return self.training or self.calibration
+        """What to train on; None without data.
+
+        Raises:
+            NotApplicable: all of it is judged on, too.
+        """
+        if self.training is not None and not len(self.training):
+            raise NotApplicable(
+                "every sample to train on is judged on, too; give others by --train"
+            )
+        return self.calibration if self.training is None else self.training
 
     @property
     def late(self) -> bool:

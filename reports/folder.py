@@ -18,7 +18,7 @@ from optimize.reports.page import PAGE, page
 from optimize.reports.pictures import TRADEOFF, pictures
 from optimize.reports.samples import SAMPLES
 from optimize.reports.view import View
-from optimize.results.output import REPORT
+from optimize.results.output import REPORT, check_evidence
 from optimize.results.report import Report, Result
 
 T = TypeVar("T")
@@ -73,7 +73,7 @@ def read(folder: Path) -> View:
     """The report and the timings of a result folder.
 
     Raises:
-        InputError: the folder holds no report, or a damaged one.
+        InputError: the folder holds no report, or one that was changed since.
     """
     file = folder / REPORT
     try:
@@ -82,6 +82,7 @@ def read(folder: Path) -> View:
         raise InputError(
             f"{folder} holds no {REPORT} of a result; name a folder that optimize has written"
         ) from None
+    check_evidence(folder, [REPORT, SAMPLES])
     return View(shareable(Report.from_json(text)), samples.read(folder / SAMPLES))
 
 

@@ -15,7 +15,7 @@ MARKDOWN = "report.md"
 SIGNS = {"good": "✅", "bad": "❌", "open": "❔", "plain": ""}
 # GitHub cuts comments at 65,536 characters; a reader gives up far earlier.
 MOST_ROWS = 12
-LONGEST_REASON = 160
+LONGEST_REASON = 500  # only what a library says is longer
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#+!|~$&@])")
 
 
@@ -38,7 +38,7 @@ def _lines(view: View, picture: str | None) -> Iterator[str]:
     yield escaped(head.sentence)
     if report.nearest_miss:
         yield ""
-        yield f"**Nearest miss.** {escaped(report.nearest_miss)}."
+        yield f"**{report.nearest}.** {escaped(report.nearest_miss)}."
     yield ""
     focus = view.focus
     if focus and not view.chosen:

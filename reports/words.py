@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +11,7 @@ from optimize.budgets.budget import format_bytes, format_ns, format_share
 from optimize.budgets.verdict import floor_texts
 from optimize.reports.view import Interval, View, percentile
 from optimize.results.choose import NOISE
-from optimize.results.report import BudgetReport, VariantReport
+from optimize.results.report import BudgetReport, LoadReport, Report, VariantReport
 
 State = Literal["good", "bad", "open", "plain"]
 STATUS = {
@@ -60,10 +61,9 @@ def headline(view: View) -> Headline:
     report = view.report
     floor = [f"the floor {report.floor.text}"] if report.floor else []
     wanted = _join([*(budget.text for budget in report.budgets), *floor])
-    sure = f"at {format_share(report.settings.confidence)} confidence"
     if view.chosen is not None and report.exit_code == 0:
         limits = _join([budget.text for budget in report.budgets])
-        held = f"It is within {limits} {sure}" if limits else "No budget was declared"
+        held = f"It is within {limits}{sure(report)}" if limits else "No budget was declared"
         words = [_speed(view.chosen), f"{held}{_floor(view, view.chosen)}."]
         return Headline("good", "Kept", " ".join(filter(None, words)))
     if report.infeasible:
@@ -72,12 +72,20 @@ def headline(view: View) -> Headline:
         )
         return Headline("bad", "Infeasible", sentence)
     if report.exit_code == 3:
-        return Headline("open", "Undecided", f"No variant is shown to meet {wanted} {sure}.")
+        sentence = f"No variant is shown to meet {wanted}{sure(report)}."
+        return Headline("open", "Undecided", sentence)
     if report.exit_code == 130:
         return Headline("open", "Interrupted", f"The run ended before a verdict on {wanted}.")
     if report.exit_code == 70:
         return Headline("bad", "Cut short", f"An error ended the run before a verdict on {wanted}.")
     return Headline("bad", "None kept", f"No variant meets {wanted}.")
+
+
+def sure(report: Report) -> str:
+    """With what confidence the budgets hold; a size is what it is."""
+    if all(budget.quantity == "size" for budget in report.budgets):
+        return ""
+    return f" at {format_share(report.settings.confidence)} confidence"
 
 
 def _floor(view: View, variant: VariantReport) -> str:
@@ -96,7 +104,7 @@ def facts(view: View) -> list[Fact]:
     if focus is None:
         return []
     found = [fact for b in view.report.budgets if (fact := _budget(focus, b))]
-    found += [*_accuracy(view, focus), *_speedup(view, focus)]
+    found += [*_accuracy(view, focus), *_speedup(view, focus), *_load(view)]
     return [*found, *_certainty(view, focus)]
 
 
@@ -114,9 +122,9 @@ def _certainty(view: View, variant: VariantReport) -> Iterator[Fact]:
         yield Fact("certainty", format_share(confidence), "good", margin, (calls, *details))
     elif variant.status == "too_slow":
         # A wrong rejection costs speed, not a promise: docs/decisions/0002-verdict.md.
-        sure = 1 - min(0.05, 5 * (1 - confidence))
+        error = min(0.05, 5 * (1 - confidence))
         margin = "that it exceeds the budget"
-        yield Fact("certainty", format_share(sure), "plain", margin, (calls, *details))
+        yield Fact("certainty", format_share(1 - error), "plain", margin, (calls, *details))
     else:
         state: State = "open" if variant.status == "undecided" else "plain"
         yield Fact("evidence", f"{runs.samples} calls", state, calls.partition(" calls ")[2],
@@ -202,6 +210,33 @@ def _speedup(view: View, variant: VariantReport) -> Iterator[Fact]:
     state: State = "good" if (variant.speedup_low or 0) > 1 + NOISE else "plain"
     margin = "as fast as the source, by medians"
     yield Fact("speed", f"{variant.speedup:.2f}x", state, margin, (ends,) if ends else ())
+
+
+def _load(view: View) -> Iterator[Fact]:
+    load = view.report.load
+    if load is None or view.chosen is None:
+        return
+    details = ("simulated from the timed calls, waiting included; no part of the verdict",)
+    margin = f"that come at random, one process answers within {load.budget}"
+    yield Fact("load", f"{rate_words(load)} calls/s", "plain", margin, details)
+
+
+def rate_words(load: LoadReport) -> str:
+    """A rate with the two digits that a simulation is worth."""
+    digits = 1 - math.floor(math.log10(load.calls_per_s))
+    return f"{round(load.calls_per_s, digits):,.{max(0, digits)}f}"
+
+
+def load_words(report: Report) -> str:
+    """What the chosen variant bears, in a sentence; empty if that is not known."""
+    load = report.load
+    if load is None:
+        return ""
+    return (
+        f"Load: one process answers up to about {rate_words(load)} calls/s that come at random "
+        f"within {load.budget}, waiting included (it is then busy {load.busy:.0%} of the time; "
+        "simulated from the timed calls, no part of the verdict)."
+    )
 
 
 def _speed(variant: VariantReport) -> str:

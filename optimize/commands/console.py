@@ -9,10 +9,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from optimize.budgets.budget import format_bytes, format_share
+from optimize.budgets.budget import format_bytes
 from optimize.commands.table import STYLES, fitting
 from optimize.errors import EXIT_UNDECIDED
 from optimize.reports.view import View
+from optimize.reports.words import load_words, sure
 from optimize.results.choose import NOISE, frontier
 from optimize.results.output import REPORT
 from optimize.results.report import Report, Result, VariantReport
@@ -119,6 +120,8 @@ def show(result: Result, console: Console) -> None:
             if v.accuracy
         )
         console.print(Text(f"Frontier, fastest first: {'; '.join(points)}."), soft_wrap=True)
+    if words := load_words(report):
+        console.print(Text(words), soft_wrap=True)
     if report.stages:
         spent = ", ".join(f"{name} {took:.1f} s" for name, took in report.stages.items())
         console.print(Text(f"Took {report.seconds:.1f} s: {spent}."), soft_wrap=True)
@@ -189,7 +192,7 @@ def answer(result: Result) -> str:
         best = report.variant(report.chosen)
         written = f" Written to {result.model}" if result.model else ""
         ratio = _ratio(best.speedup) if best.speedup else ""
-        held = f", within {limits} at {format_share(report.settings.confidence)} confidence"
+        held = f", within {limits}{sure(report)}"
         return (
             f"Kept: {best.chain}{ratio}{held if limits else ', without a budget'}"
             f"{_accuracy_words(best, report)}.{written}"
@@ -201,8 +204,7 @@ def answer(result: Result) -> str:
             f"--force goes on.{report_at}"
         )
     undecided = report.exit_code == EXIT_UNDECIDED
-    nearest = "Nearest" if undecided else "Nearest miss"  # of what may hold, none has missed
-    miss = f" {nearest}: {report.nearest_miss}." if report.nearest_miss else ""
+    miss = f" {report.nearest}: {report.nearest_miss}." if report.nearest_miss else ""
     limit = report.settings.time_limit_s
     if undecided and limit is not None and report.seconds >= LIMIT_REACHED * limit:
         miss += f" The time limit of {limit:g} s was reached; --time-limit gives more."

@@ -151,5 +151,7 @@ def refuse_empty(options: Mapping[str, Any]) -> None:
     from optimize.errors import InputError
 
     for name, value in options.items():
+        if value == "" and name == "model":
+            raise InputError("MODEL is empty; name a model")
         if value == "":
             raise InputError(f"--{name.replace('_', '-')} is empty; give a value, or leave it out")

@@ -183,7 +183,7 @@ def profile_command(
 
 def _optimize(given: dict[str, Any], **fixed: Any) -> None:
     """Turn a command's arguments, by name, into a request; run it, print, exit."""
-    refuse_empty({name: value for name, value in given.items() if name != "model"})
+    refuse_empty(given)
     given |= {"budget": _budgets(given["budget"]), "floor": _floor(given["floor"])}
     from optimize.request import (
         Request,

@@ -174,7 +174,7 @@ def _findings(report: Report) -> Iterator[Finding]:
         EXIT_KEPT: "passed", EXIT_NONE: "failed", EXIT_UNDECIDED: "undecided",
     }  # fmt: skip
     kept = states.get(report.exit_code, "error")
-    miss = f" Nearest miss: {report.nearest_miss}." if report.nearest_miss else ""
+    miss = f" {report.nearest}: {report.nearest_miss}." if report.nearest_miss else ""
     notes = f" {'; '.join(report.notes)}." if kept == "error" else ""
     name = f"{report.chosen}: " if report.chosen else ""
     yield Finding("kept", kept, f"{name}{head.title}. {head.sentence}{miss}{notes}")

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -135,8 +136,8 @@ def _arrays(file: Path) -> set[str] | None:
     try:
         with np.load(file, allow_pickle=False) as stored:
             return set(stored.files)
-    except (OSError, ValueError):
-        return None
+    except (OSError, ValueError, EOFError, BadZipFile):
+        return None  # it is none of the samples, or damaged
 
 
 def _seen(file: Path, model: Path, written: Path) -> Path:

@@ -77,9 +77,12 @@ class Evaluation:
                 self._evaluate_source_in_turn(limits, whole=True)
             accuracy = self.source.accuracy
             if accuracy is not None and self._meets_any_floor():
+                what = f"no model can miss the floor {self.prepared.floor}"
+                if self.prepared.floor.kind == "absolute":
+                    raise InputError(f"{what}; give a higher one")
                 raise InputError(
-                    f"the source's own {accuracy.metric} is {accuracy.value:.4f}, so that no model "
-                    f"can miss the floor {self.prepared.floor}; check the labels"
+                    f"the source's own {accuracy.metric} is {accuracy.value:.4f}, so that {what}; "
+                    "check the labels"
                 )
 
     def _meets_any_floor(self) -> bool:

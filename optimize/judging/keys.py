@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from optimize.budgets.metrics import VERSION as SCORING
 from optimize.cache.records import function_parts
 from optimize.judging.candidate import Candidate
 from optimize.models.data import content
@@ -50,7 +51,8 @@ class Keys:
         return {
             "accuracy": self.served(candidate),
             "than": self.served(source),
-            "metric": function_parts(self.request.metric) or self.prepared.metric.name,
+            "metric": function_parts(self.request.metric) or self.prepared.metric.key,
+            "scoring": SCORING,
             "data": self.evaluated,
             "samples": samples,
             "confidence": self.request.confidence,

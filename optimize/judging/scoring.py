@@ -99,7 +99,9 @@ class Scoring:
         if reference:
             self._outputs, self._numbers, self.evaluated = rows, numbers, len(files)
         at = np.searchsorted(self._numbers, numbers)
-        standard = {name: [arrays[i] for i in at] for name, arrays in self._outputs.items()}
+        standard = self._outputs
+        if not reference:
+            standard = {name: [arrays[i] for i in at] for name, arrays in self._outputs.items()}
         labels = None if prepared.labels is None else prepared.labels[numbers]
         scores = prepared.metric.score(rows, labels, standard)
         if reference:

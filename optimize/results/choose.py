@@ -93,14 +93,18 @@ def on_front(place: Place, places: Iterable[Place]) -> bool:
 def nearest_miss(
     variants: Sequence[VariantReport], budgets: Sequence[Budget], floor: Floor | None
 ) -> str | None:
-    """Name the variant that misses by the smallest factor, and what it would have to gain."""
+    """Name the variant that misses by the smallest factor, and what it would have to gain.
+
+    One that is undecided comes before all that are shown to miss.
+    """
     candidates = []
     for variant in variants:
         if variant.status in ("failed", "skipped", "kept"):
             continue
         lacks = list(_lacks(variant, budgets, floor))
         if lacks:
-            candidates.append((max(factor for factor, _ in lacks), variant, lacks))
+            shown = variant.status != "undecided"
+            candidates.append(((shown, max(factor for factor, _ in lacks)), variant, lacks))
     if not candidates:
         return None
     _, variant, lacks = min(candidates, key=lambda item: item[0])

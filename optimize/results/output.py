@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,33 @@ def file_name(artefact: Model) -> str:
 def is_result(folder: Path) -> bool:
     """Whether a folder was written by :func:`write`."""
     return folder.is_dir() and _ours(folder)
+
+
+def changed(folder: Path, files: Mapping[str, str]) -> list[str]:
+    """Which of the files, given with their digests, a folder does not hold as they were written."""
+    return [
+        name
+        for name, digest in files.items()
+        if Path(name).is_absolute()
+        or ".." in Path(name).parts
+        or not (folder / name).is_file()
+        or file_digest(folder / name) != digest
+    ]
+
+
+def check_evidence(folder: Path, names: Sequence[str]) -> None:
+    """See to it that these files are as the run wrote them.
+
+    Raises:
+        InputError: one was changed since, or the folder is no result.
+    """
+    if not is_result(folder):
+        raise InputError(
+            f"{folder} holds no {MANIFEST} of a result; name a folder that optimize has written"
+        )
+    written = json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("files", {})
+    for name in changed(folder, {name: str(written.get(name, "")) for name in names}):
+        raise InputError(f"{folder} is damaged: {name} is missing or was changed since")
 
 
 def remove(folder: Path) -> None:

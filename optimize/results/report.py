@@ -17,7 +17,7 @@ from optimize.budgets.accuracy import Accuracy
 from optimize.budgets.budget import Budget, Floor
 from optimize.budgets.metrics import METRICS
 from optimize.budgets.verdict import Status
-from optimize.errors import InputError
+from optimize.errors import EXIT_UNDECIDED, InputError
 from optimize.results.latency import LatencyReport, RelativeReport
 from optimize.targets.base import Device
 
@@ -210,6 +210,20 @@ class SettingsReport:
 
 
 @dataclass(frozen=True)
+class LoadReport:
+    """What the chosen variant bears where requests come at random, see ``optimize.budgets.load``.
+
+    ``calls_per_s`` is the highest rate at which one process still keeps ``budget``, waiting
+    included; ``busy`` is the share of time in which it then computes. Simulated from the timed
+    calls: it is no part of the verdict.
+    """
+
+    budget: str
+    calls_per_s: float
+    busy: float
+
+
+@dataclass(frozen=True)
 class Report:
     """A whole run.
 
@@ -223,6 +237,8 @@ class Report:
         seconds: of the whole run.
         stages: seconds by stage, in their order.
         command: a line for a shell that repeats the run, without this machine's folders.
+        load: what the chosen variant bears under the latency budget that bears least; None without
+            either.
     """
 
     source: SourceReport
@@ -241,7 +257,13 @@ class Report:
     stages: Mapping[str, float] = field(default_factory=dict)
     command: str | None = None
     infeasible: str | None = None
+    load: LoadReport | None = None
     schema: Literal[1] = 1
+
+    @property
+    def nearest(self) -> str:
+        """What ``nearest_miss`` is called: of what may hold, none has missed."""
+        return "Nearest" if self.exit_code == EXIT_UNDECIDED else "Nearest miss"
 
     def variant(self, chain: str) -> VariantReport:
         """The row of a chain.

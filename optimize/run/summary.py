@@ -11,6 +11,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from optimize.budgets.budget import PERCENTILES
+from optimize.budgets.load import highest_rate
 from optimize.errors import (
     EXIT_INTERNAL,
     EXIT_INTERRUPTED,
@@ -34,6 +36,7 @@ from optimize.results.report import (
     BudgetReport,
     DataReport,
     FloorReport,
+    LoadReport,
     Report,
     Result,
     SettingsReport,
@@ -153,7 +156,25 @@ def _report(state: RunState, error: BaseException | None) -> Report:
         seconds=time.monotonic() - state.started,
         stages={name: round(spent, 3) for name, spent in state.clock.seconds.items()},
         command=command(request),
+        load=_load(state, chosen),
     )
+
+
+def _load(state: RunState, chosen: str | None) -> LoadReport | None:
+    """What the chosen variant bears where requests do not wait for each other."""
+    if chosen is None or state.screening is None:
+        return None
+    calls = state.screening.profiles()[chosen].samples_ns
+    found = [
+        (rate, str(budget))
+        for budget in state.request.budgets
+        if budget.quantity in PERCENTILES
+        and (rate := highest_rate(calls, PERCENTILES[budget.quantity], budget.limit)) is not None
+    ]
+    if not found:
+        return None
+    rate, name = min(found)
+    return LoadReport(name, rate, rate * float(calls.mean()) / 1e9)
 
 
 _NO_DATA = DataReport("", "", False, 0, 0, 0, 0, None, 1)

@@ -10,7 +10,7 @@ from optimize.budgets.budget import Budget, Floor
 from optimize.budgets.metrics import METRICS
 from optimize.errors import InputError
 from optimize.installed import versions
-from optimize.models.model import FILE_NAME, file_digest
+from optimize.models.model import FILE_NAME
 from optimize.models.runtimes import DEFAULT_RUNTIME
 from optimize.models.source import detect
 from optimize.models.usercode import is_reference
@@ -18,7 +18,7 @@ from optimize.observer import Observer
 from optimize.passes.chain import SOURCE
 from optimize.request import Request, parse_input
 from optimize.results.choose import Objective
-from optimize.results.output import MANIFEST, REPORT
+from optimize.results.output import MANIFEST, REPORT, changed
 from optimize.results.report import Report, Result
 from optimize.run.pipeline import run
 from optimize.targets.base import Target
@@ -102,7 +102,7 @@ def verify(
     target = target or LocalTarget()
     request = _request(folder, manifest, report, overrides)
     result = run(request, observer, target)
-    notes = _differences(manifest, report, result.report, target)
+    notes = _differences(manifest, report, result.report, target, request.reference_only)
     if not request.reference_only:
         notes.append("the source is not at hand as it was: its recorded value is the standard")
     return replace(result, report=replace(result.report, notes=(*notes, *result.report.notes)))
@@ -110,11 +110,8 @@ def verify(
 
 def _read(folder: Path) -> tuple[_Manifest, Report]:
     manifest = _read_manifest(folder)
-    for name, digest in {REPORT: "", **manifest.files}.items():
-        file = folder / name
-        inside = not Path(name).is_absolute() and ".." not in Path(name).parts
-        if not inside or not file.is_file() or file_digest(file) != digest:
-            raise InputError(f"{folder} is damaged: {name} is missing or was changed since")
+    for name in changed(folder, {REPORT: "", **manifest.files}):
+        raise InputError(f"{folder} is damaged: {name} is missing or was changed since")
     if manifest.chain is None or manifest.model not in manifest.files:
         raise InputError(f"{folder} holds no model: no variant was kept when it was made")
     report = Report.from_json((folder / REPORT).read_text(encoding="utf-8"))
@@ -150,8 +147,10 @@ def _request(folder: Path, manifest: _Manifest, report: Report, overrides: Overr
     request = _as_it_was(folder, arguments, manifest, report, overrides)
     unchanged = source.exists() and detect(source).digest == manifest.source_digest
     if overrides.source or unchanged:
+        floor = request.floor if unchanged else _recorded(request.floor, report)
         return replace(
             request,
+            floor=floor,
             model=source,
             rivals=(folder,),
             labels=("source", _label(manifest)),
@@ -176,10 +175,10 @@ def _refuse_another_metric(
     folder: Path, was: str | None, report: Report, overrides: Overrides
 ) -> None:
     """Another folder may hold the metric now, but not another metric."""
-    judged = report.floor.metric if report.floor else None
-    if overrides.metric and _name(overrides.metric) != _name(was or judged or ""):
+    judged = was or (report.floor.metric if report.floor else "")
+    if overrides.metric and _name(overrides.metric) != _name(judged):
         raise InputError(
-            f"{folder} was judged by {judged or 'no metric'}; "
+            f"{folder} was judged by {_name(judged) or 'no metric'}; "
             "judge another metric with optimize profile"
         )
 
@@ -201,6 +200,8 @@ def _as_it_was(
     if data is not None:
         file = data.rpartition(":")[0] if is_reference(data) else data
         if not Path(file).exists():
+            if overrides.data:
+                raise InputError(f"--data {file} does not exist")
             raise InputError(f"the data {file} are not here; give --data")
     return Request(
         model=folder / FILE_NAME,
@@ -247,18 +248,28 @@ def _placed(arguments: _Arguments, parent: Path) -> _Arguments:
     placed = {}
     for name in ("model", "data", "calibration", "metric", "arch", "pre", "post"):
         text: str | None = getattr(arguments, name)
-        if text is not None and not (name == "metric" and text in METRICS):
+        built_in = name == "metric" and str(text).partition(":")[0] in METRICS
+        if text is not None and not built_in:
             placed[name] = str(parent / text)
     return replace(arguments, **placed)  # type: ignore[arg-type]  # names of texts
 
 
 def _absolute(floor: Floor | None, report: Report, source: Path) -> Floor | None:
-    """Turn a drop into the value it stood for, now that there is no source to compare with."""
-    metric = report.floor.metric if report.floor else ""
-    if metric == "cosine":
+    """The floor without a source to compare with.
+
+    Raises:
+        InputError: there is no such floor of cosine.
+    """
+    if report.floor and report.floor.metric == "cosine":
         raise InputError(
             f"cosine compares with the source, and {source} is not here; give --source"
         )
+    return _recorded(floor, report)
+
+
+def _recorded(floor: Floor | None, report: Report) -> Floor | None:
+    """Turn a drop into the value that it stood for: another source must not lower it."""
+    metric = report.floor.metric if report.floor else ""
     row = report.variant(report.chosen) if report.chosen else None
     if floor is None or floor.kind == "absolute" or row is None or row.accuracy is None:
         return floor
@@ -266,7 +277,9 @@ def _absolute(floor: Floor | None, report: Report, source: Path) -> Floor | None
     return Floor("absolute", float(f"{limit:.12g}"), metric)  # 0.8137, not 0.8136999999999999
 
 
-def _differences(manifest: _Manifest, then: Report, now: Report, target: Target) -> list[str]:
+def _differences(
+    manifest: _Manifest, then: Report, now: Report, target: Target, source_given: bool
+) -> list[str]:
     """What is not as it was when the folder was made."""
     notes = []
     device = target.device()
@@ -282,6 +295,10 @@ def _differences(manifest: _Manifest, then: Report, now: Report, target: Target)
     if asked and _cpus(manifest.arguments) is None:
         cores = ",".join(map(str, asked))
         notes.append(f"--cpus was {cores}, which is not granted here: all granted cores are used")
+    if source_given and now.source.digest != manifest.source_digest:
+        notes.append(
+            "the source is not that of the first verdict, from which a drop is counted all the same"
+        )
     if manifest.data_digest != now.data.digest:
         notes.append("the data are not those of the first verdict")
     return notes
