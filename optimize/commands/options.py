@@ -29,7 +29,8 @@ MetricName = Annotated[
     str | None,
     typer.Option(
         "--metric",
-        help="top1, top5, f1, mae, rmse, cosine, or file.py:function (higher is better).",
+        help="top1, top5, f1, mae, rmse, cosine (of one output: top1:NAME), or file.py:function "
+        "(higher is better).",
     ),
 ]
 ChainTexts = Annotated[

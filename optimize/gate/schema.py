@@ -97,7 +97,9 @@ class Options(Section):
     )
     calibration: str | None = Field(None, description="Samples to calibrate on.")
     metric: str | None = Field(
-        None, description="top1, top5, f1, mae, rmse, cosine, or file.py:function."
+        None,
+        description="top1, top5, f1, mae, rmse, cosine (of one output: top1:NAME), or "
+        "file.py:function.",
     )
     chains: Chains | None = Field(None, description="Only these chains of passes.")
     runtime: Texts = Field(

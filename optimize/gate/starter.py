@@ -134,7 +134,7 @@ def _data(model: Path, inputs: list[str]) -> _Data | None:
 
 def _arrays(file: Path) -> set[str] | None:
     try:
-        with np.load(file, allow_pickle=False) as stored:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             return set(stored.files)
     except (OSError, ValueError, EOFError, BadZipFile):
         return None  # it is none of the samples, or damaged

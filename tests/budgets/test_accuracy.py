@@ -57,6 +57,31 @@ def test_top1_is_sklearns_accuracy(dtype: str) -> None:
     )
 
 
+def test_the_output_that_fits_the_labels_is_judged() -> None:
+    scores, labels = logits()
+    outputs: Outputs = {"hidden": list(np.zeros((300, 5, 4))), "logits": list(scores)}
+    found = METRICS["top1"].score(outputs, labels, outputs).value
+    assert found == pytest.approx(sk.accuracy_score(labels, scores.argmax(-1)))
+    error = METRICS["mae"].score({"a": list(np.zeros((300, 2))), "b": list(labels)}, labels, {})
+    assert error.value == 0
+
+
+def test_which_of_several_outputs_is_judged_must_be_said() -> None:
+    scores, labels = logits()
+    outputs: Outputs = {"aux": list(scores[:, ::-1]), "logits": list(scores)}
+    for name in ("top1", "f1"):
+        with pytest.raises(InputError, match=r"the outputs aux and logits; .* top1:aux"):
+            METRICS[name].score(outputs, labels, outputs)
+    metric = METRICS["top1"].of("logits")
+    expected = pytest.approx(sk.accuracy_score(labels, scores.argmax(-1)))
+    assert metric.score(outputs, labels, outputs).value == expected
+    assert metric.score({"other": list(scores)}, labels, outputs).value == expected
+    with pytest.raises(InputError, match="no output logits among one, two"):
+        metric.score({"one": list(scores), "two": list(scores)}, labels, outputs)
+    alone = METRICS["cosine"].of("logits")
+    assert alone.score({"aux": list(scores), "logits": list(scores)}, None, outputs).value == 1
+
+
 def test_top5_is_sklearns_top_k_accuracy() -> None:
     scores, labels = logits(classes=12)
     expected = sk.top_k_accuracy_score(labels, scores, k=5)

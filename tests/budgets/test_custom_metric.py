@@ -52,6 +52,25 @@ def refusing_ranking(outputs: Array, labels: Array) -> float:
     return ranking(outputs, labels)
 
 
+def test_a_metric_of_chance_is_refused() -> None:
+    rng = np.random.default_rng(0)
+    output = rng.standard_normal((50, 3))
+    labels = np.zeros(50, int)
+
+    def sampled(outputs: Array, labels: Array) -> float:
+        return top1(*(part[rng.integers(0, len(labels), 5)] for part in (outputs, labels)))
+
+    rows = {"output": list(output)}
+    with pytest.raises(InputError, match="metric sampled gives .* for the same outputs"):
+        custom("sampled", sampled).score(rows, labels, rows)
+
+    def seeded(outputs: Array, labels: Array) -> float:
+        index = np.random.default_rng(3).integers(0, len(labels), 25)
+        return top1(outputs[index], labels[index])
+
+    assert 0 <= custom("seeded", seeded).score(rows, labels, rows).value <= 1
+
+
 @pytest.fixture
 def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Enough for an interval, and quick with scikit-learn's functions."""

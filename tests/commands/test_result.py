@@ -160,6 +160,16 @@ def undisturbed_calls(folder: Path, chain: str) -> int:
         return int(stored["size"][clean & own].sum())
 
 
+def test_the_load_that_it_bears_is_told(kept: Kept) -> None:
+    load = kept.report["load"]
+    calls = read(kept.out / "samples.npz")[kept.report["chosen"]].ns
+    assert load["budget"] == "p90=2s"
+    # A process that answers at once may be busy nearly all of the time if 2 s are allowed.
+    assert load["calls_per_s"] == pytest.approx(1e9 / calls.mean(), rel=0.2)
+    assert load["busy"] < 1
+    assert "one process answers within p90=2s" in (kept.out / "report.md").read_text()
+
+
 def test_latencies_are_in_order(kept: Kept) -> None:
     for variant in kept.report["variants"]:
         if (latency := variant["latency"]) is not None:

@@ -146,6 +146,20 @@ def test_output_that_cannot_be_written_is_no_success(words: tuple[str, ...]) -> 
     assert done.stderr == "optimize: the output cannot be written: No space left on device\n"
 
 
+def test_a_file_that_ends_too_early_is_no_interruption() -> None:
+    code = (
+        "import sys, optimize.cli as cli\n"
+        "@cli.app.command('early')\n"
+        "def early(): raise EOFError('it ends too early')\n"
+        "sys.argv = ['optimize', 'early']\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 70
+    assert "internal error: " in done.stderr
+    assert "it ends too early" in done.stderr
+
+
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
 def test_closed_streams_change_no_exit_code(closed: str) -> None:
     for words, code in (("passes", 0), ("missing.onnx --budget p99=1s", 2)):

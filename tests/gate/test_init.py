@@ -38,6 +38,17 @@ def test_it_finds_the_samples_that_fit_an_onnx_model(
     assert '# cpu = "AMD EPYC 9654"' in (tmp_path / "optimize.toml").read_text()
 
 
+def test_damaged_samples_are_passed_over(
+    tmp_path: Path, digits_onnx: Path, digits_npz: Path, epyc: Device
+) -> None:
+    shutil.copy(digits_onnx, tmp_path / "net.onnx")
+    (tmp_path / "a.npz").write_bytes(b"")
+    (tmp_path / "b.npz").write_bytes(digits_npz.read_bytes()[:-400])
+    shutil.copy(digits_npz, tmp_path / "val.npz")
+    text = starter(tmp_path / "net.onnx", Path("net.onnx"), epyc)
+    assert 'data = "val.npz"' in text
+
+
 def test_it_finds_the_architecture_of_weights(tmp_path: Path, epyc: Device) -> None:
     source = FASHION / "resnet.safetensors"
     (tmp_path / "optimize.toml").write_text(starter(source, Path("m") / source.name, epyc))

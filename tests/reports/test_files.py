@@ -72,6 +72,16 @@ def test_it_draws_elsewhere_and_leaves_the_folder_alone(folder: Path, tmp_path: 
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+@pytest.mark.parametrize("name", ["report.json", "samples.npz", "manifest.json"])
+def test_a_report_that_was_changed_is_no_evidence(folder: Path, name: str) -> None:
+    text = (folder / name).read_bytes()
+    (folder / name).write_bytes(text.replace(b"kept", b"lost") + b" ")
+    if name == "manifest.json":
+        (folder / name).write_text("{}")
+    with pytest.raises(InputError, match=rf"{name} is missing or was changed|no {name}"):
+        reports.read(folder)
+
+
 def test_what_is_no_result_is_one_sentence(tmp_path: Path) -> None:
     for damage in (None, "", "{}", '{"schema": 9}'):
         if damage is not None:

@@ -22,7 +22,9 @@ from optimize.reports.folder import shareable
 from optimize.reports.markdown import markdown
 from optimize.reports.strip import DOT, LIMIT, strips
 from optimize.reports.terminal import plot
+from optimize.reports.words import load_words
 from optimize.request import Request, parse_input
+from optimize.results.report import LoadReport
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -39,6 +41,20 @@ def test_without_a_budget_nothing_is_certain_to_stay_within_one() -> None:
     assert "certainty" in markdown(view)
     assert "certainty" not in text
     assert "within" not in text.partition("| variant |")[0]
+
+
+@pytest.mark.parametrize(
+    ("rate", "words"),
+    [(1234.5, "1,200"), (51.6, "52"), (9.96, "10.0"), (0.0421, "0.042"), (99.9, "100")],
+)
+def test_a_rate_is_told_with_two_digits(rate: float, words: str) -> None:
+    view = many()
+    load = LoadReport("p99=20ms", rate, 0.64)
+    report = replace(view.report, load=load)
+    assert f"up to about {words} calls/s" in load_words(report)
+    assert "busy 64% of the time" in load_words(report)
+    assert f"{words} calls/s" in markdown(replace(view, report=report))
+    assert load_words(view.report) == ""
 
 
 def test_markdown_leads_with_the_answer_and_has_a_picture() -> None:

@@ -285,6 +285,14 @@ def test_what_was_not_judged_or_was_kept_is_no_miss(status: str) -> None:
     assert nearest_miss([], P99, None) is None
 
 
+def test_what_may_still_hold_comes_before_what_is_shown_to_miss() -> None:
+    near = row("near", 10.1, status="too_slow")
+    open_ended = row("open", 14, status="undecided")
+    found = nearest_miss([near, open_ended], P99, None)
+    assert found is not None
+    assert found.startswith("open: ")
+
+
 def test_an_unmeasured_variant_is_no_near_miss() -> None:
     bare = VariantReport("late", "onnxruntime", "undecided", "the time limit ended the run")
     slow = row("slow", 15, status="too_slow")

@@ -11,10 +11,11 @@ import onnx
 import pytest
 
 from optimize.budgets.budget import Budget, Floor
-from optimize.errors import InputError, TimeIsUp
+from optimize.errors import InputError, NotApplicable, TimeIsUp
 from optimize.models.export import load_and_export
 from optimize.models.model import TensorSpec
 from optimize.models.source import detect
+from optimize.passes.base import Context
 from optimize.prepare import Prepared, prepare
 from optimize.request import Request
 
@@ -126,6 +127,37 @@ def test_calibration_of_its_own_leaves_all_data_to_judge(
     assert not images(result.calibration) & images(result.latency)
 
 
+def test_what_is_judged_on_is_not_trained_on(
+    prepared: Prepare, digits: Digits, digits_npz: Path, tmp_path: Path
+) -> None:
+    judged = images(prepared().evaluation)
+    result = prepared(train=str(digits_npz))  # the calibrating fifth of it is not judged
+    assert result.training is not None
+    assert images(result.training) == images(prepared().calibration)
+    note = "80 of 100 samples of --train are judged on, too: nothing is trained on them"
+    assert note in result.notes
+    np.savez(tmp_path / "new.npz", image=digits.image[200:230])
+    new = prepared(train=str(tmp_path / "new.npz"))
+    assert new.training is not None
+    assert not images(new.training) & judged
+    assert len(new.training) == 30
+    assert not any("judged on" in note for note in new.notes)
+
+
+def test_what_is_judged_on_may_calibrate_but_that_is_said(
+    prepared: Prepare, digits: Digits, digits_npz: Path, tmp_path: Path
+) -> None:
+    result = prepared(calibration=str(digits_npz))
+    assert result.calibration is not None
+    assert len(result.calibration) == 100
+    assert any(note.startswith("100 of 100 samples of --calibration") for note in result.notes)
+    context = Context(
+        tmp_path, result.evaluation, calibration=result.calibration, training=result.training
+    )
+    with pytest.raises(NotApplicable, match="every sample to train on is judged on, too"):
+        _ = context.lessons
+
+
 def test_calibration_that_does_not_fit_is_named(prepared: Prepare, tmp_path: Path) -> None:
     np.savez(tmp_path / "cal.npz", image=np.zeros((4, 1, 8, 9), np.float32))
     with pytest.raises(InputError, match=r"--calibration .*cal\.npz: a sample of image has shape"):
@@ -139,6 +171,17 @@ def test_batches_and_their_labels(prepared: Prepare) -> None:
     assert result.labels is not None
     assert len(result.labels) == 80
     assert (result.data.batch, result.data.evaluation_samples) == (8, 80)
+
+
+def test_samples_that_fill_no_batch_are_told_of(prepared: Prepare) -> None:
+    assert "3 of 80 samples to judge on fill no batch of 7: left out" in prepared(batch=7).notes
+    assert not any("fill no batch" in note for note in prepared(batch=8).notes)
+
+
+def test_the_output_that_a_metric_names_is_one_of_the_models(prepared: Prepare) -> None:
+    assert prepared(metric="top1:logits", floor=Floor.parse("top1=0.5")).metric.output == "logits"
+    with pytest.raises(InputError, match="no output 'logit', it gives logits"):
+        prepared(metric="top1:logit")
 
 
 def test_a_batch_that_is_larger_than_the_data_is_refused(prepared: Prepare) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from optimize.budgets.budget import Budget, Floor
 from optimize.cache.store import Store
@@ -75,7 +75,7 @@ def test_another_folder_may_hold_the_metric_but_not_another_metric(
     asked = Overrides(metric=metric.format(tmp_path), threads=0)  # which is refused afterwards
     with pytest.raises(InputError) as found:
         verify(made[0], asked)
-    assert ("was judged by good" in str(found.value)) is not same
+    assert ("was judged by met.py:good;" in str(found.value)) is not same
     assert ("--threads 0 is not at least 1" in str(found.value)) is same
 
 
@@ -114,6 +114,30 @@ def test_a_folder_cannot_have_a_pickle_run(
     metric = str(made[0].parent.parent / "met.py:good")
     with pytest.raises(InputError, match="add --trust-pickle only if you trust who wrote it"):
         verify(folder, Overrides(source=source, data=data, metric=metric))
+
+
+def test_another_source_does_not_lower_the_floor(
+    digits_onnx: Path, digits_npz: Path, tmp_path: Path
+) -> None:
+    shutil.copy(digits_onnx, tmp_path / "net.onnx")
+    given = Request(
+        tmp_path / "net.onnx", (Budget.parse("p50=100s"),), floor=Floor.parse("drop=0.05"),
+        data=str(digits_npz), chains=(Chain.parse("source"),), threads=1, max_samples=300,
+        confidence=0.9, out=tmp_path / "out",
+    )  # fmt: skip
+    first = run(given).report
+    model = onnx.load(str(digits_onnx))
+    weights = next(w for w in model.graph.initializer if len(w.dims) == 2)
+    values = numpy_helper.to_array(weights)
+    weights.CopyFrom(numpy_helper.from_array(values * -1, weights.name))
+    onnx.save(model, str(tmp_path / "worse.onnx"))
+    report = verify(tmp_path / "out", Overrides(source=str(tmp_path / "worse.onnx"))).report
+    assert first.variants[0].accuracy is not None
+    assert report.floor is not None
+    assert report.floor.kind == "absolute"
+    assert report.floor.value == pytest.approx(first.variants[0].accuracy.value - 0.05)
+    assert any(note.startswith("the source is not that of the first") for note in report.notes)
+    assert report.exit_code == 0
 
 
 def test_a_model_that_lacks_an_output_is_not_like_the_source(
