@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 ARRIVALS = 100_000
 HALVINGS = 20  # of the interval of rates: to a millionth of the rate that keeps a process busy
+# The nearer to always, the more a host that slows down by some percent breaks: with requests that
+# really came at random, nine tenths of a rate of 95% held in none to two of three tries.
+MOST_BUSY = 0.8
 
 
 def highest_rate(
@@ -32,14 +35,15 @@ def highest_rate(
         seed: of the arrivals.
 
     Returns:
-        Requests a second; None if there are no calls, or too many take too long by themselves.
+        Requests a second, such that the process is not busy for more than ``MOST_BUSY`` of the
+        time; None if there are no calls, or too many take too long by themselves.
     """
     if service_ns.size == 0 or _percentile(service_ns, share) > limit_ns:
         return None
     rng = np.random.default_rng(seed)
     gaps = rng.exponential(size=ARRIVALS)
     service = np.resize(service_ns, ARRIVALS).astype(np.float64)
-    low, high = 0.0, 1.0  # the share of time in which the process is busy
+    low, high = 0.0, MOST_BUSY  # the share of time in which the process is busy
     for _ in range(HALVINGS):
         busy = (low + high) / 2
         answered = service + waiting(service, gaps * service.mean() / busy)
