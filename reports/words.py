@@ -104,8 +104,8 @@ def facts(view: View) -> list[Fact]:
     if focus is None:
         return []
     found = [fact for b in view.report.budgets if (fact := _budget(focus, b))]
-    found += [*_accuracy(view, focus), *_speedup(view, focus), *_load(view)]
-    return [*found, *_certainty(view, focus)]
+    found += [*_accuracy(view, focus), *_speedup(view, focus)]
+    return [*found, *_certainty(view, focus), *_load(view)]
 
 
 def _certainty(view: View, variant: VariantReport) -> Iterator[Fact]:
@@ -217,8 +217,8 @@ def _load(view: View) -> Iterator[Fact]:
     if load is None or view.chosen is None:
         return
     details = ("simulated from the timed calls, waiting included; no part of the verdict",)
-    margin = f"that come at random, one process answers within {load.budget}"
-    yield Fact("load", f"{rate_words(load)} calls/s", "plain", margin, details)
+    margin = f"at random times are answered within {load.budget} by one process"
+    yield Fact("load", f"up to {rate_words(load)} calls/s", "plain", margin, details)
 
 
 def rate_words(load: LoadReport) -> str:
