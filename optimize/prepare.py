@@ -116,7 +116,7 @@ def prepare(request: Request, source: Source, folder: Path, export: Export) -> P
     data = real or samples.synthetic(exported.specs, SYNTHETIC_SAMPLES, request.seed)
     data = samples.fit(data, exported.model.signature.inputs)
     calibration = _further(request.calibration, "--calibration", request.pre, exported, clock)
-    lessons = _further(request.train, "--train", request.pre, exported, clock) or calibration
+    lessons = _further(request.train, "--train", request.pre, exported, clock)
     evaluation, own, notes = data, None, list[str]()
     latency = raw if request.pre else None
     if real and calibration is None:
@@ -136,12 +136,11 @@ def prepare(request: Request, source: Source, folder: Path, export: Export) -> P
             "no data was given: the accuracy was judged on synthetic inputs, which says "
             "little about real ones"
         )
-    if lessons is not None:
-        lessons = _unseen(lessons, evaluation, request.train is None, notes)
     prepared = _assemble(request, exported, evaluation, calibration, own, metric, floor, notes)
     if lessons is not None:
-        training = samples.batched(lessons, prepared.batch) if len(lessons) else lessons
-        prepared = replace(prepared, training=training)
+        prepared = _taught(prepared, lessons, evaluation, "--train")
+    elif calibration is not None and request.calibration:
+        prepared = _taught(prepared, calibration, evaluation, "--calibration")
     return prepared if latency is None else replace(prepared, latency=latency)
 
 
@@ -226,18 +225,20 @@ def _further(
     return samples.fit(read, exported.model.signature.inputs, purpose)
 
 
-def _unseen(lessons: Dataset, judged: Dataset, calibrates: bool, notes: list[str]) -> Dataset:
-    """What may be trained on: what a model was trained on tells nothing of its accuracy."""
+def _taught(prepared: Prepared, lessons: Dataset, judged: Dataset, option: str) -> Prepared:
+    """Train on what is not judged on: of the rest, accuracy would tell nothing."""
     known = set(samples.shared(lessons, judged))
+    notes = prepared.notes
     if known:
-        option, effect = "--train", "nothing is trained on them"
-        if calibrates:
-            option = "--calibration"
+        effect = "nothing is trained on them"
+        if option == "--calibration":
             effect += ", but what is calibrated on them may look more accurate than it is"
-        notes.append(
-            f"{len(known)} of {len(lessons)} samples of {option} are judged on, too: {effect}"
-        )
-    return lessons.take(index for index in range(len(lessons)) if index not in known)
+        told = f"{len(known)} of {len(lessons)} samples of {option} are judged on, too: {effect}"
+        notes = (*notes, told)
+    rest = lessons.take(index for index in range(len(lessons)) if index not in known)
+    if len(rest) < prepared.batch:  # none rather than those to calibrate on
+        return replace(prepared, training=rest.take(()), notes=notes)
+    return replace(prepared, training=samples.batched(rest, prepared.batch), notes=notes)
 
 
 def _without_nan(calibration: Dataset, notes: list[str]) -> Dataset | None:

@@ -68,11 +68,11 @@ class Context:
         """What to train on; None without data.
 
         Raises:
-            NotApplicable: all of it is judged on, too.
+            NotApplicable: less than a batch of it is not judged on, too.
         """
         if self.training is not None and not len(self.training):
             raise NotApplicable(
-                "every sample to train on is judged on, too; give others by --train"
+                "too few samples are left to train on that are not judged on, too; give more by --train"
             )
         return self.calibration if self.training is None else self.training
 

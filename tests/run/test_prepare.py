@@ -72,16 +72,19 @@ def test_samples_with_nan_calibrate_nothing(prepared: Prepare, tmp_path: Path) -
     onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), model)
     values = np.ones((10, 4), np.float32)
     np.savez(tmp_path / "data.npz", x=values)
-    spoilt = values.copy()
+    spoilt = 2 * values
     spoilt[2, 1] = np.nan
     np.savez(tmp_path / "spoilt.npz", x=spoilt)
     given = {"model": model, "data": str(tmp_path / "data.npz")}
     result = prepared(**given, calibration=str(tmp_path / "spoilt.npz"))
     assert result.calibration is not None
     assert len(result.calibration) == 9
+    assert result.training is not None
+    assert len(result.training) == 9
     assert "1 of 10 samples to calibrate on hold NaN: left out" in result.notes
     np.savez(tmp_path / "spoilt.npz", x=spoilt * np.nan)
-    assert prepared(**given, calibration=str(tmp_path / "spoilt.npz")).calibration is None
+    spoilt_all = prepared(**given, calibration=str(tmp_path / "spoilt.npz"))
+    assert spoilt_all.calibration is spoilt_all.training is None
 
 
 def test_a_function_that_takes_too_long_ends_with_the_time_limit(
@@ -154,7 +157,7 @@ def test_what_is_judged_on_may_calibrate_but_that_is_said(
     context = Context(
         tmp_path, result.evaluation, calibration=result.calibration, training=result.training
     )
-    with pytest.raises(NotApplicable, match="every sample to train on is judged on, too"):
+    with pytest.raises(NotApplicable, match="too few samples are left to train on"):
         _ = context.lessons
 
 
