@@ -72,7 +72,7 @@ class Context:
         """
         if self.training is not None and not len(self.training):
             raise NotApplicable(
-                "too few samples are left to train on that are not judged on, too; give more by --train"
+                "too few samples to train on are not judged on, too; give more by --train"
             )
         return self.calibration if self.training is None else self.training
 

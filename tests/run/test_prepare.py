@@ -157,7 +157,7 @@ def test_what_is_judged_on_may_calibrate_but_that_is_said(
     context = Context(
         tmp_path, result.evaluation, calibration=result.calibration, training=result.training
     )
-    with pytest.raises(NotApplicable, match="too few samples are left to train on"):
+    with pytest.raises(NotApplicable, match="too few samples to train on are not judged on"):
         _ = context.lessons
 
 
