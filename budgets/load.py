@@ -48,7 +48,7 @@ def highest_rate(
         busy = (low + high) / 2
         answered = service + waiting(service, gaps * service.mean() / busy)
         low, high = (busy, high) if _percentile(answered, share) <= limit_ns else (low, busy)
-    return low * 1e9 / float(service.mean())
+    return low * 1e9 / float(service.mean()) or None
 
 
 def waiting(service: NDArray[np.float64], gaps: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -121,7 +121,7 @@ def _per_sample(whole: Scores) -> Scores | None:
 def _top(k: int) -> Callable[[Outputs, Array | None, Outputs], Scores]:
     def score(outputs: Outputs, labels: Array | None, reference: Outputs) -> Scores:
         rows = []
-        for classes, label in _classes(outputs, labels):
+        for classes, label in _classes(outputs, labels, f"top{k}"):
             if k > 1 and classes.shape[-1] <= k:
                 raise InputError(
                     f"metric top{k} is 1 for every model of {classes.shape[-1]} classes; take top1"
@@ -136,7 +136,7 @@ def _top(k: int) -> Callable[[Outputs, Array | None, Outputs], Scores]:
 
 def _f1(outputs: Outputs, labels: Array | None, reference: Outputs) -> Scores:
     rows = []
-    for classes, label in _classes(outputs, labels):
+    for classes, label in _classes(outputs, labels, "f1"):
         guess = classes.argmax(-1)
         rows.append(np.stack([guess.reshape(-1), label.reshape(-1)], axis=-1))
     if len({row.shape for row in rows}) > 1:
@@ -147,7 +147,9 @@ def _f1(outputs: Outputs, labels: Array | None, reference: Outputs) -> Scores:
 def _error(power: int) -> Callable[[Outputs, Array | None, Outputs], Scores]:
     def score(outputs: Outputs, labels: Array | None, reference: Outputs) -> Scores:
         rows = []
-        for value, label in _labelled(outputs, labels, _error_fits):
+        for value, label in _labelled(
+            outputs, labels, _error_fits, "mae" if power == 1 else "rmse"
+        ):
             if not _alike(value.shape, label.shape):
                 raise InputError(
                     f"an output of shape {value.shape} cannot be compared "
@@ -232,9 +234,9 @@ def _only(output: str, outputs: Outputs) -> Outputs:
 
 
 def _labelled(
-    outputs: Outputs, labels: Array | None, fits: Callable[[Array, Array], bool]
+    outputs: Outputs, labels: Array | None, fits: Callable[[Array, Array], bool], metric: str
 ) -> list[tuple[Array, Array]]:
-    """Pair the output that the labels are of with them: the only one, or the only one that fits.
+    """Pair the output that the labels are of with them: the only one, or the only one that may be.
 
     Raises:
         InputError: there are no labels, or several outputs that they may be of.
@@ -246,7 +248,7 @@ def _labelled(
     if len(fitting) > 1:
         raise InputError(
             f"the labels may be of the outputs {' and '.join(fitting)}; name the one that is "
-            f"meant after the metric, as in --metric top1:{fitting[0]}"
+            f"meant after the metric, as in --metric {metric}:{fitting[0]}"
         )
     judged = outputs[fitting[0]] if fitting else next(iter(outputs.values()))
     return list(zip(map(np.asarray, judged), map(np.asarray, labels), strict=True))
@@ -256,7 +258,7 @@ def _error_fits(value: Array, label: Array) -> bool:
     return _alike(value.shape, label.shape)
 
 
-def _classes(outputs: Outputs, labels: Array | None) -> list[tuple[Array, Array]]:
+def _classes(outputs: Outputs, labels: Array | None, metric: str) -> list[tuple[Array, Array]]:
     """Pair scores, with the classes last, with labels that are whole numbers among them.
 
     Or ``IGNORED``, for what does not count, though not for all of a sample.
@@ -265,7 +267,7 @@ def _classes(outputs: Outputs, labels: Array | None) -> list[tuple[Array, Array]
         InputError: a label is no class, which would make every model equally wrong.
     """
     pairs = []
-    for logits, label in _labelled(outputs, labels, _classes_fit):
+    for logits, label in _labelled(outputs, labels, _classes_fit, metric):
         if label.dtype.kind not in "biuf" or not np.array_equal(label, np.rint(label)):
             raise InputError(f"the metric needs labels that are class numbers, not {label!r:.40}")
         scores = _classes_last(logits, label)
@@ -284,7 +286,8 @@ def _classes(outputs: Outputs, labels: Array | None) -> list[tuple[Array, Array]
 
 
 def _classes_fit(logits: Array, label: Array) -> bool:
-    return _axis_of_classes(logits, label) is not None
+    """Whether labels may be of an output: of its classes, or of its single probabilities."""
+    return _axis_of_classes(logits, label) is not None or _alike(logits.shape, label.shape)
 
 
 def _axis_of_classes(logits: Array, label: Array) -> int | None:

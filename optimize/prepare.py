@@ -137,10 +137,11 @@ def prepare(request: Request, source: Source, folder: Path, export: Export) -> P
             "little about real ones"
         )
     prepared = _assemble(request, exported, evaluation, calibration, own, metric, floor, notes)
+    if calibration is not None and (request.calibration or _trains(request)):
+        prepared = _taught(prepared, calibration, evaluation, "calibrate")
     if lessons is not None:
-        prepared = _taught(prepared, lessons, evaluation, "--train")
-    elif calibration is not None and request.calibration:
-        prepared = _taught(prepared, calibration, evaluation, "--calibration")
+        samples.batched(lessons, prepared.batch)  # which refuses too few
+        prepared = _taught(prepared, lessons, evaluation, "train")
     return prepared if latency is None else replace(prepared, latency=latency)
 
 
@@ -170,6 +171,8 @@ def load_rival(
         )
     outputs = [spec.name for spec in exported.model.signature.outputs]
     wanted = [spec.name for spec in prepared.exported.model.signature.outputs]
+    if prepared.metric.output in outputs:
+        outputs = wanted  # the others are not compared
     if sorted(outputs) != sorted(wanted) and prepared.metric.name == "cosine":
         raise InputError(
             f"{path} gives {', '.join(outputs)}, {request.model} gives {', '.join(wanted)}: "
@@ -225,15 +228,24 @@ def _further(
     return samples.fit(read, exported.model.signature.inputs, purpose)
 
 
-def _taught(prepared: Prepared, lessons: Dataset, judged: Dataset, option: str) -> Prepared:
+def _trains(request: Request) -> bool:
+    """Whether a pass may train."""
+    asked = request.prune or request.distill or request.student
+    steps = (step for chain in request.chains or () for step in chain.passes)
+    return bool(asked) or any("torch" in step.takes for step in steps)
+
+
+def _taught(prepared: Prepared, lessons: Dataset, judged: Dataset, purpose: str) -> Prepared:
     """Train on what is not judged on: of the rest, accuracy would tell nothing."""
     known = set(samples.shared(lessons, judged))
     notes = prepared.notes
     if known:
-        effect = "nothing is trained on them"
-        if option == "--calibration":
-            effect += ", but what is calibrated on them may look more accurate than it is"
-        told = f"{len(known)} of {len(lessons)} samples of {option} are judged on, too: {effect}"
+        effect = "no training is done on them"
+        if purpose == "calibrate":
+            effect += ", but what is calibrated or refitted on them may look better than it is"
+        told = (
+            f"{len(known)} of {len(lessons)} samples to {purpose} on are judged on, too: {effect}"
+        )
         notes = (*notes, told)
     rest = lessons.take(index for index in range(len(lessons)) if index not in known)
     if len(rest) < prepared.batch:  # none rather than those to calibrate on

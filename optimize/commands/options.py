@@ -152,7 +152,9 @@ def refuse_empty(options: Mapping[str, Any]) -> None:
     from optimize.errors import InputError
 
     for name, value in options.items():
-        if value == "" and name == "model":
+        if name in ("model", "models") and "" in (value if name == "models" else [value]):
             raise InputError("MODEL is empty; name a model")
+        if name == "folder" and value == "":
+            raise InputError("DIR is empty; name a result folder")
         if value == "":
             raise InputError(f"--{name.replace('_', '-')} is empty; give a value, or leave it out")

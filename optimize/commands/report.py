@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from optimize.commands.options import refuse_empty
 from optimize.commands.terminal import table_console
 
 
@@ -26,6 +27,7 @@ def report_command(
     from optimize.reports.terminal import plot
     from optimize.results import output
 
+    refuse_empty({"folder": folder, "out": out})
     view, screen = read(Path(folder)), table_console()
     show(result(Path(folder)), screen)
     screen.print(plot(view), soft_wrap=not screen.is_terminal)

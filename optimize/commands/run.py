@@ -177,6 +177,7 @@ def profile_command(
 ) -> None:
     """Judge models as they are, side by side, without passes."""
     given = dict(locals())
+    refuse_empty({"models": given["models"]})
     first, *rivals = given.pop("models")
     _optimize({"model": first, **given}, as_is=True, rivals=tuple(map(Path, rivals)))
 

@@ -41,7 +41,9 @@ def verify_command(
     from optimize.request import cache_folder, parse_duration
     from optimize.run.verify import Overrides, verify
 
-    refuse_empty({"source": source, "data": data, "metric": metric, "cache": cache})
+    refuse_empty(
+        {"folder": folder, "source": source, "data": data, "metric": metric, "cache": cache}
+    )
     limit = parse_duration(time_limit)
     overrides = Overrides(
         source, data, metric, threads, limit,

@@ -127,7 +127,8 @@ class Scoring:
         Models that are judged as they are may name them otherwise, unless they are the standard.
         """
         wanted = [*self._outputs]
-        if self.request.as_is and self.prepared.metric.name != "cosine":
+        metric = self.prepared.metric
+        if self.request.as_is and (metric.name != "cosine" or metric.output in names):
             return
         if sorted(names) != sorted(wanted) or (not self.request.as_is and [*names] != wanted):
             raise InputError(

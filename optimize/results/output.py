@@ -128,8 +128,9 @@ def check_evidence(folder: Path, names: Sequence[str]) -> None:
         raise InputError(
             f"{folder} holds no {MANIFEST} of a result; name a folder that optimize has written"
         )
-    written = json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("files", {})
-    for name in changed(folder, {name: str(written.get(name, "")) for name in names}):
+    written = json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("files")
+    digests = written if isinstance(written, dict) else {}
+    for name in changed(folder, {name: str(digests.get(name, "")) for name in names}):
         raise InputError(f"{folder} is damaged: {name} is missing or was changed since")
 
 

@@ -214,8 +214,8 @@ class LoadReport:
     """What the chosen variant bears where requests come at random, see ``optimize.budgets.load``.
 
     ``calls_per_s`` is the highest rate at which one process still keeps ``budget``, waiting
-    included; ``busy`` is the share of time in which it then computes. Simulated from the timed
-    calls: it is no part of the verdict.
+    included, without being busy for more than 80% of the time; ``busy`` is the share of time in
+    which it then computes. Simulated from the timed calls: it is no part of the verdict.
     """
 
     budget: str

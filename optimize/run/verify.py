@@ -147,7 +147,7 @@ def _request(folder: Path, manifest: _Manifest, report: Report, overrides: Overr
     request = _as_it_was(folder, arguments, manifest, report, overrides)
     unchanged = source.exists() and detect(source).digest == manifest.source_digest
     if overrides.source or unchanged:
-        floor = request.floor if unchanged else _recorded(request.floor, report)
+        floor = request.floor if unchanged else _absolute(request.floor, report, source)
         return replace(
             request,
             floor=floor,
@@ -176,7 +176,9 @@ def _refuse_another_metric(
 ) -> None:
     """Another folder may hold the metric now, but not another metric."""
     judged = was or (report.floor.metric if report.floor else "")
-    if overrides.metric and _name(overrides.metric) != _name(judged):
+    asked = _name(overrides.metric or "")
+    same = {asked, asked.partition(":")[0]}  # an output may be named that was not
+    if overrides.metric and _name(judged) not in same:
         raise InputError(
             f"{folder} was judged by {_name(judged) or 'no metric'}; "
             "judge another metric with optimize profile"
@@ -255,21 +257,16 @@ def _placed(arguments: _Arguments, parent: Path) -> _Arguments:
 
 
 def _absolute(floor: Floor | None, report: Report, source: Path) -> Floor | None:
-    """The floor without a source to compare with.
+    """Turn a drop into the value that it stood for: another source must not lower it.
 
     Raises:
-        InputError: there is no such floor of cosine.
+        InputError: the metric is cosine, which says nothing without that source.
     """
-    if report.floor and report.floor.metric == "cosine":
-        raise InputError(
-            f"cosine compares with the source, and {source} is not here; give --source"
-        )
-    return _recorded(floor, report)
-
-
-def _recorded(floor: Floor | None, report: Report) -> Floor | None:
-    """Turn a drop into the value that it stood for: another source must not lower it."""
     metric = report.floor.metric if report.floor else ""
+    if metric == "cosine":
+        raise InputError(
+            f"cosine compares with the source, and {source} is not here as it was; give --source"
+        )
     row = report.variant(report.chosen) if report.chosen else None
     if floor is None or floor.kind == "absolute" or row is None or row.accuracy is None:
         return floor

@@ -66,11 +66,23 @@ def test_the_output_that_fits_the_labels_is_judged() -> None:
     assert error.value == 0
 
 
+def test_a_probability_beside_features_is_not_passed_over() -> None:
+    labels = np.arange(40) % 2
+    outputs: Outputs = {"prob": list(labels[:, None] * 0.9), "features": list(np.ones((40, 64)))}
+    with pytest.raises(InputError, match="may be of the outputs prob and features"):
+        METRICS["top1"].score(outputs, labels, outputs)
+    error = METRICS["rmse"].score(outputs, labels * 0.9, outputs)
+    assert error.value == 0
+    two: Outputs = {"a": list(labels * 1.0), "b": list(labels * 2.0)}
+    with pytest.raises(InputError, match="as in --metric mae:a"):
+        METRICS["mae"].score(two, labels, two)
+
+
 def test_which_of_several_outputs_is_judged_must_be_said() -> None:
     scores, labels = logits()
     outputs: Outputs = {"aux": list(scores[:, ::-1]), "logits": list(scores)}
     for name in ("top1", "f1"):
-        with pytest.raises(InputError, match=r"the outputs aux and logits; .* top1:aux"):
+        with pytest.raises(InputError, match=f"the outputs aux and logits; .* {name}:aux"):
             METRICS[name].score(outputs, labels, outputs)
     metric = METRICS["top1"].of("logits")
     expected = pytest.approx(sk.accuracy_score(labels, scores.argmax(-1)))

@@ -45,6 +45,12 @@ def test_calls_that_are_too_slow_by_themselves_bear_nothing() -> None:
     assert highest_rate(np.array([], np.int64), 0.99, 20 * MS) is None
 
 
+def test_a_process_that_bears_nearly_nothing_is_not_told_to_bear_none() -> None:
+    calls = np.full(2400, 1_000_000)
+    calls[:24] = 5_000_000  # just few enough of all, too many of those that are simulated
+    assert highest_rate(calls, 0.99, 2 * MS) is None
+
+
 def test_slow_spells_cost_more_than_the_same_calls_scattered() -> None:
     rng = np.random.default_rng(0)
     calls = np.where(np.arange(10_000) % 1000 < 50, 8_000_000, 1_000_000)

@@ -44,6 +44,8 @@ def test_damaged_samples_are_passed_over(
     shutil.copy(digits_onnx, tmp_path / "net.onnx")
     (tmp_path / "a.npz").write_bytes(b"")
     (tmp_path / "b.npz").write_bytes(digits_npz.read_bytes()[:-400])
+    np.save(tmp_path / "data.npy", np.zeros(3))
+    (tmp_path / "data.npy").rename(tmp_path / "data.npz")
     shutil.copy(digits_npz, tmp_path / "val.npz")
     text = starter(tmp_path / "net.onnx", Path("net.onnx"), epyc)
     assert 'data = "val.npz"' in text

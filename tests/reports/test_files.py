@@ -77,6 +77,10 @@ def test_a_report_that_was_changed_is_no_evidence(folder: Path, name: str) -> No
     text = (folder / name).read_bytes()
     (folder / name).write_bytes(text.replace(b"kept", b"lost") + b" ")
     if name == "manifest.json":
+        manifest = json.loads(text) | {"files": None}
+        (folder / name).write_text(json.dumps(manifest))
+        with pytest.raises(InputError, match="report.json is missing or was changed"):
+            reports.read(folder)
         (folder / name).write_text("{}")
     with pytest.raises(InputError, match=rf"{name} is missing or was changed|no {name}"):
         reports.read(folder)

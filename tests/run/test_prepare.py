@@ -16,6 +16,7 @@ from optimize.models.export import load_and_export
 from optimize.models.model import TensorSpec
 from optimize.models.source import detect
 from optimize.passes.base import Context
+from optimize.passes.chain import Chain
 from optimize.prepare import Prepared, prepare
 from optimize.request import Request
 
@@ -137,7 +138,7 @@ def test_what_is_judged_on_is_not_trained_on(
     result = prepared(train=str(digits_npz))  # the calibrating fifth of it is not judged
     assert result.training is not None
     assert images(result.training) == images(prepared().calibration)
-    note = "80 of 100 samples of --train are judged on, too: nothing is trained on them"
+    note = "80 of 100 samples to train on are judged on, too: no training is done on them"
     assert note in result.notes
     np.savez(tmp_path / "new.npz", image=digits.image[200:230])
     new = prepared(train=str(tmp_path / "new.npz"))
@@ -147,13 +148,38 @@ def test_what_is_judged_on_is_not_trained_on(
     assert not any("judged on" in note for note in new.notes)
 
 
+def test_what_the_data_hold_twice_is_not_trained_on(
+    prepared: Prepare, digits: Digits, tmp_path: Path
+) -> None:
+    np.savez(
+        tmp_path / "twice.npz",
+        image=np.tile(digits.image[:50], (2, 1, 1, 1)),
+        labels=np.tile(digits.labels[:50], 2),
+    )
+    chains = (Chain.parse("distill{epochs=1}"),)
+    result = prepared(data=str(tmp_path / "twice.npz"), chains=chains)
+    assert result.training is not None
+    assert not images(result.training) & images(result.evaluation)
+    assert any("samples to calibrate on are judged on, too" in note for note in result.notes)
+
+
+def test_too_few_samples_to_train_on_are_refused(
+    prepared: Prepare, digits: Digits, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "few.npz", image=digits.image[200:203])
+    with pytest.raises(InputError, match="a batch of 8 needs at least 8 samples, there are 3"):
+        prepared(train=str(tmp_path / "few.npz"), batch=8)
+
+
 def test_what_is_judged_on_may_calibrate_but_that_is_said(
     prepared: Prepare, digits: Digits, digits_npz: Path, tmp_path: Path
 ) -> None:
     result = prepared(calibration=str(digits_npz))
     assert result.calibration is not None
     assert len(result.calibration) == 100
-    assert any(note.startswith("100 of 100 samples of --calibration") for note in result.notes)
+    assert any(
+        note.startswith("100 of 100 samples to calibrate on are judged") for note in result.notes
+    )
     context = Context(
         tmp_path, result.evaluation, calibration=result.calibration, training=result.training
     )

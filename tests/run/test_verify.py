@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -138,6 +139,23 @@ def test_another_source_does_not_lower_the_floor(
     assert report.floor.value == pytest.approx(first.variants[0].accuracy.value - 0.05)
     assert any(note.startswith("the source is not that of the first") for note in report.notes)
     assert report.exit_code == 0
+
+
+def test_an_output_may_be_named_that_was_not(
+    made: tuple[Path, str], digits_npz: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(made[0], folder)
+    report = json.loads((folder / REPORT).read_text())
+    manifest = json.loads((folder / MANIFEST).read_text())
+    report["floor"]["metric"] = manifest["arguments"]["metric"] = "top1"
+    (folder / REPORT).write_text(json.dumps(report))
+    manifest["files"][REPORT] = hashlib.sha256((folder / REPORT).read_bytes()).hexdigest()
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="is not at least 1"):
+        verify(folder, Overrides(metric="top1:logits", threads=0, data=str(digits_npz)))
+    with pytest.raises(InputError, match="was judged by top1;"):
+        verify(folder, Overrides(metric="f1:logits", threads=0))
 
 
 def test_a_model_that_lacks_an_output_is_not_like_the_source(
